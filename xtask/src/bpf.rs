@@ -72,6 +72,14 @@ pub(crate) fn build(root: &Path) -> Result<PathBuf> {
     Ok(object)
 }
 
+/// The compiler's flags that keep this machine's paths out of what it compiles: of the workspace,
+/// and of cargo's directory. So the same source becomes the same bytes anywhere.
+pub(crate) fn without_paths(root: &Path) -> Vec<String> {
+    let home = toolchain::cargo_home();
+    let places = [(root, "/usr/src/fence-xdp"), (home.as_path(), "/usr/src/cargo")];
+    places.map(|(from, to)| format!("--remap-path-prefix={}={to}", from.display())).to_vec()
+}
+
 /// The object's content without DWARF, which is two thirds of it. No loader reads DWARF: the maps'
 /// types and the source lines that bpftool shows are in BTF. Without `llvm-strip`, which is not
 /// worth a requirement, the object stays whole.

@@ -1,4 +1,4 @@
-//! The command line: `cargo xtask setup | build | run | lab | test | bench | fuzz | lint`.
+//! The command line: `cargo xtask setup | build | run | lab | test | bench | fuzz | dist | lint`.
 //!
 //! xtask depends on neither libvirt nor aya nor the BPF toolchain, because it installs them. It
 //! must build on a machine with only cargo and a C compiler. Every command runs the setup that it
@@ -6,6 +6,7 @@
 
 mod bench;
 mod bpf;
+mod dist;
 mod fetch;
 mod fuzz;
 mod hygiene;
@@ -73,6 +74,8 @@ enum Task {
     Bench(bench::BenchOptions),
     /// Search inputs that break a parser, or on which kernel program and user space differ
     Fuzz(fuzz::FuzzOptions),
+    /// Build the packages for hypervisors and cluster nodes: target/dist
+    Dist(dist::DistOptions),
     /// Check formatting, clippy, and the rules of this tree
     Lint {
         /// Check only the rules of this tree, which takes a second
@@ -122,6 +125,7 @@ fn perform(task: Task) -> anyhow::Result<ExitCode> {
         Task::Test { suites, filter } => return suites::run(&workspace, &suites, &filter),
         Task::Bench(options) => return bench::run(&workspace, &options),
         Task::Fuzz(options) => return fuzz::run(&workspace, &options),
+        Task::Dist(options) => return dist::run(&workspace, &options),
         Task::Lint { tidy } => return if tidy { lint::tidy(&workspace) } else { lint::run(&workspace) },
     }
     Ok(ExitCode::SUCCESS)

@@ -13,6 +13,7 @@ use anyhow::{Context as _, bail};
 use clap::ValueEnum;
 
 use crate::bpf;
+use crate::dist;
 use crate::fetch;
 use crate::name_of;
 use crate::privilege::Privilege;
@@ -46,6 +47,8 @@ pub(crate) enum Suite {
     Kernels,
     /// Real Pacemaker clusters, in containers and in QEMU guests, and the commands of the guides
     Cluster,
+    /// The packages: installed, upgraded, removed, in Debian's releases under systemd
+    Packages,
 }
 
 impl Suite {
@@ -89,6 +92,7 @@ impl Suite {
             Self::Libvirt => &["--test", "libvirt"],
             Self::Kernels => &["--test", "kernels"],
             Self::Cluster => &["--test", "cluster"],
+            Self::Packages => &["--test", "packages"],
         }
     }
 
@@ -102,7 +106,7 @@ impl Suite {
         match self {
             Self::Netns | Self::Cluster => Some(2 * processors),
             Self::Libvirt => Some(processors + processors.div_ceil(2)),
-            Self::Unit | Self::ProgRun | Self::Conformance | Self::Kernels => None,
+            Self::Unit | Self::ProgRun | Self::Conformance | Self::Kernels | Self::Packages => None,
         }
     }
 
@@ -116,7 +120,9 @@ impl Suite {
         match self {
             Self::Unit => Profile::Build,
             Self::ProgRun => Profile::Lab,
-            Self::Netns | Self::Conformance | Self::Libvirt | Self::Kernels | Self::Cluster => Profile::Test,
+            Self::Netns | Self::Conformance | Self::Libvirt | Self::Kernels | Self::Cluster | Self::Packages => {
+                Profile::Test
+            }
         }
     }
 }
@@ -228,6 +234,9 @@ fn run_one(
     if let (Some(threads), None) = (suite.threads(processors), env::var_os(THREADS)) {
         cargo.env(THREADS, threads.to_string());
     }
+    if suite == Suite::Packages {
+        cargo.env(dist::VARIABLE, dist::for_tests(workspace)?);
+    }
     if suite == Suite::Kernels {
         cargo.env(programs::VARIABLE, programs::of_guests(workspace, object)?);
     }
@@ -260,7 +269,7 @@ fn run_one(
 pub(crate) fn sudo_runner() -> anyhow::Result<(String, String)> {
     let host = workspace::host()?;
     let name = format!("CARGO_TARGET_{}_RUNNER", host.to_uppercase().replace(['-', '.'], "_"));
-    let kept = "FENCE_DAEMON_BIN,FENCE_DAEMON_FAULTS_BIN,FENCE_EBPF_OBJECT,FENCE_TEST_PROGRAMS,FENCE_WRITE_DOCS,FENCE_CASES,FENCE_SEED,CARGO_MANIFEST_DIR,\
+    let kept = "FENCE_DAEMON_BIN,FENCE_DAEMON_FAULTS_BIN,FENCE_EBPF_OBJECT,FENCE_TEST_PROGRAMS,FENCE_PACKAGES,FENCE_WRITE_DOCS,FENCE_CASES,FENCE_SEED,CARGO_MANIFEST_DIR,\
                 RUST_BACKTRACE,RUST_TEST_THREADS,CI";
     Ok((name, format!("sudo --preserve-env={kept} --")))
 }

@@ -73,7 +73,15 @@ impl Booted {
     /// # Errors
     /// The kernel refuses the mounts, or systemd does not come up.
     pub fn start(hypervisor: &Hypervisor, name: &str, files: &[Item]) -> Result<Self> {
-        let (root, image) = (hypervisor.path(&format!("roots/{name}")), Image::get()?);
+        Self::of(&Image::get()?, hypervisor, name, files)
+    }
+
+    /// As [`Self::start`], from another image.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn of(image: &Image, hypervisor: &Hypervisor, name: &str, files: &[Item]) -> Result<Self> {
+        let root = hypervisor.path(&format!("roots/{name}"));
         hypervisor.space().must("sh", &["-c", ROOT, name, &image.root().to_string_lossy(), &root])?;
         for Item { path, mode, content } in files {
             hypervisor.write_mode(&format!("{root}{path}"), content, *mode)?;

@@ -35,6 +35,8 @@ pub(crate) enum Profile {
     Build,
     /// Compile, and run clippy on the BPF program
     Lint,
+    /// Compile, and build packages
+    Dist,
     /// Compile, and run the lab of `cargo xtask run`
     Lab,
     /// Compile, run the lab, and test against a real libvirtd, QEMU and LXC

@@ -35,6 +35,14 @@ const BUILD: &[Requirement] = &[
 const LINT: &[Requirement] =
     &[tool("shellcheck", &["shellcheck"], "ShellCheck"), tool("pip3", &["python3-pip"], "python3-pip")];
 
+/// For building packages.
+const DIST: &[Requirement] = &[
+    tool("dh", &["debhelper"], "debhelper"),
+    tool("rpmbuild", &["rpm"], "rpm-build"),
+    tool("strip", &["binutils"], "binutils"),
+    tool("git", &["git"], "git-core"),
+];
+
 /// For running the lab: namespaces, tools to look inside, and the stock client. The lab uses
 /// libvirt's in-process driver, so it needs no libvirtd.
 const LAB: &[Requirement] = &[
@@ -68,6 +76,8 @@ const TEST: &[Requirement] = &[
     // Firewalls that block fencing, for the doctor to find.
     tool("nft", &["nftables"], "nftables"),
     tool("iptables", &["iptables"], "iptables-nft"),
+    // Checks the packages' manual pages.
+    tool("mandoc", &["mandoc"], "mandoc"),
     // The pages pipe JSON into it.
     tool("jq", &["jq"], "jq"),
     // For the root directory of cluster nodes, and a disk made of it.
@@ -80,8 +90,9 @@ pub(crate) fn requirements(profile: Profile) -> Vec<Requirement> {
     let parts: &[&[Requirement]] = match profile {
         Profile::Build => &[BUILD],
         Profile::Lint => &[BUILD, LINT],
+        Profile::Dist => &[BUILD, DIST],
         Profile::Lab => &[BUILD, LAB],
-        Profile::Test => &[BUILD, LAB, TEST],
+        Profile::Test => &[BUILD, LAB, DIST, TEST],
     };
     parts.concat()
 }
@@ -151,7 +162,7 @@ mod tests {
 
     #[test]
     fn building_and_the_lab_never_ask_for_a_daemon() {
-        for profile in [Profile::Build, Profile::Lint, Profile::Lab] {
+        for profile in [Profile::Build, Profile::Lint, Profile::Dist, Profile::Lab] {
             for one in requirements(profile) {
                 assert!(
                     !one.apt.iter().any(|name| name.contains("daemon") || *name == "fence-virtd"),

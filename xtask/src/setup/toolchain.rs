@@ -135,8 +135,13 @@ pub(crate) fn bpf_linker() -> Option<BpfLinker> {
 
 /// The directory where `cargo install` puts programs.
 fn cargo_bin() -> PathBuf {
+    cargo_home().join("bin")
+}
+
+/// Cargo's own directory, with the sources of all crates.
+pub(crate) fn cargo_home() -> PathBuf {
     let home = env::var_os("CARGO_HOME").filter(|home| !home.is_empty()).map(PathBuf::from);
-    home.unwrap_or_else(|| PathBuf::from(env::var_os("HOME").unwrap_or_default()).join(".cargo")).join("bin")
+    home.unwrap_or_else(|| PathBuf::from(env::var_os("HOME").unwrap_or_default()).join(".cargo"))
 }
 
 /// Parses the output of `rustc -vV`: version and LLVM's major version.

@@ -21,5 +21,10 @@ fn run() -> Result<()> {
     progress("the root directory of clusters' nodes ...");
     Image::get()?;
     progress("  it is there");
+    for suite in ["bookworm", "trixie"] {
+        progress(&format!("the root directory of a hypervisor with {suite} ..."));
+        Image::hypervisor(suite)?;
+        progress("  it is there");
+    }
     Ok(())
 }

@@ -1,8 +1,8 @@
-//! The root directory of all cluster nodes: a small Debian with corosync, Pacemaker, and the
-//! commands that people type on nodes.
+//! Root directories of small Debian systems. That of all cluster nodes has corosync, Pacemaker, and
+//! the commands that people type on nodes. That of a hypervisor has Debian's fence-virtd.
 //!
-//! `mmdebstrap` makes it once from the archives of this machine's apt, in cargo's target directory.
-//! Nodes never write to it.
+//! `mmdebstrap` makes each once from the archives of this machine's apt, in cargo's target
+//! directory. Nobody writes to it afterwards.
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
@@ -16,35 +16,64 @@ use sha2_portable::{Digest, Sha256};
 use crate::program::progress;
 use crate::tools;
 
-/// The packages of a node beside the essential ones and apt. Dependencies come along, recommended
-/// packages do not.
-const PACKAGES: &str = include_str!("../assets/node-packages.txt");
+/// What a root directory is made of.
+struct Recipe {
+    /// What the directory is called.
+    name: &'static str,
+    /// The packages beside the essential ones and apt. Dependencies come along, recommended
+    /// packages do not.
+    packages: &'static str,
+    /// Runs on the finished tree.
+    afterwards: &'static str,
+}
 
-/// Runs on the finished tree. It disables timers and services that are not configured. corosync and
+/// A cluster node. Its script disables timers and services that are not configured. corosync and
 /// Pacemaker stay enabled, as in Debian's packages, because nodes are configured before they start.
-const AFTERWARDS: &str = concat!("\n", include_str!("../assets/node-image.sh"));
+const NODE: Recipe = Recipe {
+    name: "node",
+    packages: include_str!("../assets/node-packages.txt"),
+    afterwards: concat!("\n", include_str!("../assets/node-image.sh")),
+};
 
-/// A node's root directory before anybody has changed anything in it.
+/// A hypervisor with Debian's fence-virtd.
+const HYPERVISOR: Recipe = Recipe {
+    name: "hypervisor",
+    packages: include_str!("../assets/hypervisor-packages.txt"),
+    afterwards: concat!("\n", include_str!("../assets/hypervisor-image.sh")),
+};
+
+/// A root directory before anybody has changed anything in it.
 #[derive(Clone, Debug)]
 pub struct Image {
     root: PathBuf,
 }
 
 impl Image {
-    /// The image from the cache; makes it the first time, which takes a minute or two.
+    /// The cluster nodes' image from the cache; makes it the first time, which takes a minute or
+    /// two.
     pub fn get() -> Result<Self> {
-        let suite = suite()?;
+        Self::of(&NODE, &suite()?)
+    }
+
+    /// The image of a hypervisor with fence-virtd, of a release of Debian (`bookworm`). Its archive
+    /// has that package alone, so apt needs no network.
+    pub fn hypervisor(suite: &str) -> Result<Self> {
+        Self::of(&HYPERVISOR, suite)
+    }
+
+    fn of(recipe: &Recipe, suite: &str) -> Result<Self> {
+        let name = recipe.name;
         let cache = tools::target_directory().join("lab-cache");
         fs::create_dir_all(&cache)?;
-        let root = cache.join(format!("node-{suite}-{}", key(&suite)));
+        let root = cache.join(format!("{name}-{suite}-{}", key(recipe, suite)));
         // Several test programs want it at once: one makes it, the others wait.
-        let lock = File::create(cache.join("node.lock"))?;
+        let lock = File::create(cache.join(format!("{name}-{suite}.lock")))?;
         if lock.try_lock().is_err() {
-            progress("waiting for the nodes' image, which somebody else makes");
+            progress(&format!("waiting for the image {name}-{suite}, which somebody else makes"));
             lock.lock().context("locking the lab's cache")?;
         }
         if !root.is_dir() {
-            make(&suite, &cache, &root).context("the root directory of clusters' nodes")?;
+            make(recipe, suite, &cache, &root).with_context(|| format!("the root directory {name}-{suite}"))?;
         }
         Ok(Self { root })
     }
@@ -65,16 +94,30 @@ fn suite() -> Result<String> {
 }
 
 /// Changes with what the image is made of.
-fn key(suite: &str) -> String {
-    let digest = Sha256::digest(format!("{suite} {} {AFTERWARDS}", PACKAGES.lines().collect::<Vec<_>>().join(" ")));
+fn key(recipe: &Recipe, suite: &str) -> String {
+    let Recipe { packages, afterwards, .. } = recipe;
+    let digest = Sha256::digest(format!("{suite} {} {afterwards}", packages.lines().collect::<Vec<_>>().join(" ")));
     digest.iter().take(6).fold(String::new(), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");
         text
     })
 }
 
-/// The distribution's own archives among those that apt uses here, as lines for a sources.list.
-fn sources() -> Result<Vec<String>> {
+/// The distribution's own archives among those that apt uses here, as lines for a sources.list. For
+/// another release they are this release's main archive by the other name.
+fn sources(suite: &str) -> Result<Vec<String>> {
+    let own = self::suite()?;
+    let mut lines = own_sources()?;
+    if suite != own {
+        let (from, to) = (format!(" {own} "), format!(" {suite} "));
+        lines = lines.iter().filter(|line| line.contains(&from)).map(|line| line.replace(&from, &to)).collect();
+    }
+    ensure!(!lines.is_empty(), "apt knows no archive of {own} here");
+    Ok(lines)
+}
+
+/// This release's archives.
+fn own_sources() -> Result<Vec<String>> {
     const FORMAT: &str = "$(ORIGIN)|$(REPO_URI)|$(RELEASE)|$(COMPONENT)|$(SIGNED_BY)";
     let targets =
         tools::output("apt-get", &["indextargets", "--format", FORMAT, "Created-By: Packages"], Path::new("/"))?;
@@ -91,13 +134,14 @@ fn source(target: &str) -> Option<String> {
     matches!(origin, "Debian" | "Ubuntu").then(|| format!("deb{option} {uri} {release} {component}"))
 }
 
-fn make(suite: &str, cache: &Path, into: &Path) -> Result<()> {
+fn make(recipe: &Recipe, suite: &str, cache: &Path, into: &Path) -> Result<()> {
     tools::require(&["mmdebstrap", "setpriv", "unshare"])?;
-    let work = cache.join("node.work");
+    let Recipe { name, packages, afterwards } = recipe;
+    let work = cache.join(format!("{name}-{suite}.work"));
     if work.exists() {
         fs::remove_dir_all(&work).with_context(|| format!("removing {}", work.display()))?;
     }
-    progress(&format!("making the root directory of clusters' nodes from {suite}'s packages: a minute or two, once"));
+    progress(&format!("making the root directory {name} from {suite}'s packages: a minute or two, once"));
     // mmdebstrap mounts the host's /dev and /sys into the tree. It dies with this process and takes
     // the mounts along, so removing what it left cannot reach the host.
     let mut command = Command::new(tools::find("setpriv")?);
@@ -109,14 +153,15 @@ fn make(suite: &str, cache: &Path, into: &Path) -> Result<()> {
     command.args(["--aptopt=APT::Install-Recommends \"false\"", "--aptopt=Acquire::Retries \"3\""]);
     // The manuals' readers (man-db) are absent. crmsh needs the agents' metadata and no manuals.
     command.args(["--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/doc/*"]);
-    command.arg(format!("--include={}", PACKAGES.lines().collect::<Vec<_>>().join(",")));
-    command.arg(format!("--customize-hook={AFTERWARDS}"));
-    command.arg(suite).arg(&work).args(sources()?);
+    command.arg(format!("--include={}", packages.lines().collect::<Vec<_>>().join(",")));
+    command.arg(format!("--customize-hook={afterwards}"));
+    command.arg(suite).arg(&work).args(sources(suite)?);
     run(command)?;
     // Those of an earlier list of packages are of no use to anybody.
+    let prefix = format!("{name}-{suite}-");
     for entry in fs::read_dir(cache)? {
         let entry = entry?;
-        if entry.file_type()?.is_dir() && entry.file_name().to_string_lossy().starts_with("node-") {
+        if entry.file_type()?.is_dir() && entry.file_name().to_string_lossy().starts_with(&prefix) {
             fs::remove_dir_all(entry.path())?;
         }
     }
@@ -166,7 +211,8 @@ mod tests {
 
     #[test]
     fn another_suite_is_another_image() {
-        assert_ne!(key("bookworm"), key("trixie"));
-        assert_eq!(key("bookworm").len(), 12);
+        assert_ne!(key(&NODE, "bookworm"), key(&NODE, "trixie"));
+        assert_ne!(key(&NODE, "bookworm"), key(&HYPERVISOR, "bookworm"));
+        assert_eq!(key(&NODE, "bookworm").len(), 12);
     }
 }

@@ -9,7 +9,8 @@ for hierarchy in $(awk '$3 == "cgroup" || $3 == "cgroup2" { print $2 }' /proc/se
 done
 option=
 if grep -q name=systemd /proc/self/cgroup; then
-    option=systemd.legacy_systemd_cgroup_controller=yes
+    # The second: a newer systemd takes the first as a mistake otherwise.
+    option="systemd.legacy_systemd_cgroup_controller=yes SYSTEMD_CGROUP_ENABLE_LEGACY_FORCE=1"
 fi
 mount -t sysfs sysfs "$root/sys"
 mount -t bpf bpf "$root/sys/fs/bpf" 2> /dev/null || true

@@ -1,0 +1,11 @@
+//! The packages of `cargo xtask dist`, in fresh Debian systems whose first process is systemd:
+//! installed over a configured fence_virtd, used, removed, and fence_virtd again.
+
+#[cfg(test)]
+mod contents;
+#[cfg(test)]
+mod host;
+#[cfg(test)]
+mod hypervisor;
+#[cfg(test)]
+mod node;
