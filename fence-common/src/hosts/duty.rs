@@ -49,6 +49,22 @@ struct Duty {
     held: Option<u64>,
 }
 
+impl Duty {
+    /// One that is about to be begun.
+    fn new(
+        coordinator: Member,
+        round: u32,
+        place: Option<(u64, u64)>,
+        request: RequestId,
+        op: Op,
+        target: Option<Target>,
+        by: u64,
+    ) -> Self {
+        let (look, saw_start, start, held) = (None, false, None, None);
+        Self { coordinator, round, place, request, op, target, by, look, saw_start, start, held }
+    }
+}
+
 /// An act of this host.
 #[derive(Clone, Debug)]
 struct Act {
@@ -164,22 +180,7 @@ impl Hosts {
             }
             return;
         }
-        self.begin_duty(
-            question,
-            Duty {
-                coordinator: from,
-                round,
-                place,
-                request,
-                op,
-                target,
-                by,
-                look: None,
-                saw_start: false,
-                start: None,
-                held: None,
-            },
-        );
+        self.begin_duty(question, Duty::new(from, round, place, request, op, target, by));
     }
 
     /// Begins this host's part in its own question before it hears it.
@@ -193,23 +194,7 @@ impl Hosts {
         by: u64,
     ) {
         let question = QuestionId { incarnation: self.incarnation, number };
-        let (coordinator, place) = (self.me, None);
-        self.begin_duty(
-            question,
-            Duty {
-                coordinator,
-                round,
-                place,
-                request,
-                op,
-                target,
-                by,
-                look: None,
-                saw_start: false,
-                start: None,
-                held: None,
-            },
-        );
+        self.begin_duty(question, Duty::new(self.me, round, None, request, op, target, by));
     }
 
     fn begin_duty(&mut self, question: QuestionId, mut duty: Duty) {
@@ -254,10 +239,14 @@ impl Hosts {
         let acts = matches!(duty.op, Op::Off | Op::Reboot);
         let saw_start = duty.saw_start && self.holds(HostsRule::StartHidesLook);
         let is_starting = saw_start || self.duties.is_starting(duty.target.as_ref(), look.uuid);
-        let runs = look.state == LocalState::RunsHere || is_starting;
+        let arrives = look.state == LocalState::Arriving;
+        let runs = look.state == LocalState::RunsHere || arrives || is_starting;
         let act = self.duties.acts.get(&duty.request).filter(|_| self.holds(HostsRule::ActsOnce)).cloned();
         let word = match (&look.state, act) {
             (LocalState::CannotTell(reason), _) => Word::CannotTell(message::reason(reason)),
+            _ if arrives && self.holds(HostsRule::ArrivalsWait) => {
+                Word::CannotTell("it is on its way in from another host".into())
+            }
             (_, Some(Act { end: None, .. })) if acts => Word::RunsHere,
             // A reboot has started it again.
             (_, Some(Act { end: Some((ActEnd::ProvenOff, changes)), op, .. }))
@@ -272,11 +261,12 @@ impl Hosts {
             _ if acts && runs && !self.may_act() => Word::CannotTell("this host has no quorum".into()),
             _ if runs => Word::RunsHere,
             (LocalState::DefinedHere, _) => Word::DefinedHere,
-            (LocalState::NotHere | LocalState::RunsHere, _) => Word::NotHere,
+            (LocalState::NotHere | LocalState::RunsHere | LocalState::Arriving, _) => Word::NotHere,
         };
         let is_owner = word == Word::RunsHere;
         let act_is_new = !self.duties.acts.contains_key(&duty.request) || !self.holds(HostsRule::ActsOnce);
         if acts && is_owner && act_is_new && self.holds(HostsRule::VictimWaits) {
+            self.begun(now, question, duty.request);
             match self.duties.races.turn(now, &duty.request) {
                 Turn::Act => {}
                 Turn::Hold(until) => {

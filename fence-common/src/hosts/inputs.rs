@@ -112,6 +112,10 @@ pub enum HostsRule {
     StartHidesLook,
     /// Only a daemon that is there answers for another one of its host.
     PresentCovers,
+    /// A copy that is on its way in by migration does not run here.
+    ArrivalsWait,
+    /// What this host does before it hears its own question comes before all that it hears later.
+    BegunFirst,
     /// Without quorum nobody acts.
     Quorum,
 }
@@ -166,14 +170,17 @@ pub struct Question {
 /// What a domain is to this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LocalState {
-    /// It runs here, is being started here, or this host owes it a restart after a reboot. Not one
-    /// that is on its way in: the migration may fail, and nothing here proves its death.
+    /// It runs here, is being started here, or this host owes it a restart after a reboot.
     RunsHere,
+    /// It is on its way in by migration. As long as that lasts it runs on another host: the
+    /// migration may fail, and nothing here proves its death.
+    Arriving,
     /// It is defined here, and does not run here.
     DefinedHere,
     /// It is not known here.
     NotHere,
-    /// This host does not know, and why: libvirt is silent, an orphan, a migration on its way in.
+    /// This host does not know, and why: libvirt is silent, an orphan, a migration that
+    /// does not end.
     CannotTell(String),
 }
 

@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use super::message::{QuestionId, Word};
 use super::records::Sought;
-use super::{ActEnd, Hosts, Member, Message, nanos};
+use super::{ActEnd, Hosts, HostsRule, Member, Message, Question, nanos};
 use crate::caller::Vouched;
 use crate::ledger::{REMEMBER, RequestId};
 use crate::wire::Op;
@@ -212,6 +212,19 @@ impl GroupRaces {
 }
 
 impl Hosts {
+    /// This host may be about to act on its own question before it hears it. Then the order comes
+    /// before all that is heard from now on. No other host acts on this victim, so none need know.
+    pub(super) fn begun(&mut self, now: u64, id: QuestionId, request: RequestId) {
+        let is_ours = id.incarnation == self.incarnation && self.holds(HostsRule::BegunFirst);
+        let asked = self.asked.get(&id.number).filter(|_| is_ours && !self.duties.races.fences.contains_key(&request));
+        let Some(asked) = asked else { return };
+        let Question { op, target, client, age, left, .. } = &asked.question;
+        let since = now.saturating_sub(asked.by.saturating_sub(nanos(*left)));
+        let (age, victim, client) = (nanos(*age).saturating_add(since), Sought::of(target.as_ref()), client.clone());
+        let (op, by) = (*op, asked.by);
+        self.duties.races.asked(now, id, request, op, victim, client, age, by);
+    }
+
     /// Tells the hosts that hold an order back of the fences that have ended without an act.
     pub(super) fn tell_over(&mut self) {
         for request in self.duties.races.untold() {

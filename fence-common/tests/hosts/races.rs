@@ -264,9 +264,7 @@ impl RaceRun {
     fn judge(self) -> Result<Races, String> {
         let mut sum = Races::default();
         let pairs = |one: &Order, other: &Order| {
-            // Of one host: that host alone decides, by other means.
-            self.guests[one.client].host != self.guests[one.victim].host
-                && (one.client, one.victim) == (other.victim, other.client)
+            one.client != one.victim && (one.client, one.victim) == (other.victim, other.client)
         };
         let mut counted = BTreeSet::new();
         for (at, order) in self.orders.iter().enumerate() {

@@ -148,8 +148,10 @@ impl World {
         // One that comes in may yet stay where it is. One that goes out may be ended here.
         let comes_in = self.here(host).any(|at| self.instances[at].host != host);
         let goes_out = self.here(host).any(|at| self.instances[at].to.is_some());
-        let state = if !machine.libvirt_answers || comes_in || (goes_out && random.percent(50)) {
+        let state = if !machine.libvirt_answers || (goes_out && !comes_in && random.percent(50)) {
             LocalState::CannotTell("libvirt is silent, or it migrates".into())
+        } else if comes_in {
+            LocalState::Arriving
         } else if self.here(host).next().is_some() || machine.owes.is_some() {
             LocalState::RunsHere
         } else if machine.is_defined {
