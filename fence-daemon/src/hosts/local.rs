@@ -66,6 +66,7 @@ pub(super) async fn alone(
     match hypervisors.standing(order.target(), by).await {
         Standing::Runs(_) => {}
         Standing::Off(_) => return unasked("it does not run here"),
+        Standing::Arriving(_) => return unasked("it is on its way here from another host"),
         Standing::Moved(_) => return unasked("it has moved to another host"),
         Standing::Unknown => return unasked("no such domain here"),
         Standing::Unclear(doubt) => return unasked(&doubt),
@@ -92,8 +93,12 @@ pub(super) async fn look(hypervisors: &Hypervisors, target: &Target, is_start: b
             (LocalState::CannotTell("its restart waits for a decision there".to_owned()), Some(domain))
         }
         Standing::Runs(domain) => (LocalState::RunsHere, domain),
+        Standing::Arriving(domain) => (LocalState::Arriving, domain),
         // Another host starts it.
         Standing::Moved(domain) if is_start => (LocalState::NotHere, domain),
+        Standing::Off(Some(domain)) if is_start && !hypervisors.is_defined(domain.uuid).await => {
+            (LocalState::NotHere, Some(domain))
+        }
         Standing::Off(domain) | Standing::Moved(domain) => (LocalState::DefinedHere, domain),
         Standing::Unknown => (LocalState::NotHere, None),
         Standing::Unclear(doubt) => (LocalState::CannotTell(doubt), None),

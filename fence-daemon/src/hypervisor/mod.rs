@@ -69,7 +69,7 @@ pub use self::probe::probe;
 pub use self::process::Left;
 
 use self::fence::{
-    FenceRaces, Locks, Orders, Pending, Records, Restarter, Restarts, Settling, farewell, standing, status,
+    FenceRaces, Locks, Orders, Pending, Records, Restarter, Restarts, Settling, farewell, is_defined, standing, status,
 };
 use self::known::{Known, Uri, last_words, view};
 use self::libvirt::LinkState;
@@ -292,6 +292,11 @@ impl Hypervisors {
     /// between two hosts is waited for until `by`.
     pub async fn standing(&self, target: &Target, by: Instant) -> Standing {
         standing(&self.known, &self.orders.restarts, target, by).await
+    }
+
+    /// Whether a domain that is off here has a definition to start it from. A doubt counts as yes.
+    pub async fn is_defined(&self, uuid: Uuid) -> bool {
+        is_defined(&self.known, uuid).await
     }
 
     /// The domain of this host that a client runs in, if one alone can be meant, and the client's

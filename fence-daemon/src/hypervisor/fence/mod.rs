@@ -39,7 +39,7 @@ pub(crate) use self::proof::{Off, Source};
 pub(crate) use self::record::{Record, Records};
 pub(crate) use self::restart::Restarter;
 pub(crate) use self::restarts::{FRESH, Pending, Plan, Restarts};
-pub(crate) use self::standing::standing;
+pub(crate) use self::standing::{is_defined, standing};
 
 pub use self::fence_race::Requester;
 pub use self::foresight::Foresight;

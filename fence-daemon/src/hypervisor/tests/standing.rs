@@ -13,6 +13,7 @@ fn soon() -> Instant {
 async fn standing(h: &Hypervisors, target: Target) -> &'static str {
     match h.standing(&target, soon()).await {
         Standing::Runs(_) => "runs",
+        Standing::Arriving(_) => "arriving",
         Standing::Off(_) => "off",
         Standing::Moved(_) => "moved",
         Standing::Unknown => "unknown",
@@ -49,6 +50,34 @@ async fn nobody_tells_while_libvirt_is_silent_or_the_domain_is_on_its_way() {
     assert_eq!(standing(&h, name("on")).await, "unclear", "another host may go on with it");
     h.known.uris[0].table.note_leaving(Uuid::from_u128(1), false);
     assert_eq!(standing(&h, name("on")).await, "runs");
+}
+
+/// As a machine that ran on by post-copy on another host when its process here died.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_ended_here_on_its_way_has_moved_if_nothing_of_it_is_left() {
+    let (h, _file) = node(Node::default().shut_off("gone", 1).running("here", 2)).await;
+    h.filled_within(Duration::from_secs(30)).await;
+    assert_eq!(standing(&h, name("gone")).await, "off");
+    for number in [1, 2] {
+        h.known.uris[0].table.note_leaving(Uuid::from_u128(number), true);
+    }
+    assert_eq!(standing(&h, name("gone")).await, "moved");
+    assert_eq!(standing(&h, name("here")).await, "unclear", "it has not ended here");
+    // For a host alone nothing has changed.
+    assert_eq!(order(&h, Op::Status, name("gone")).await.reply, Reply::Failure);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_started_elsewhere_has_no_definition_by_the_word_of_all() {
+    let here = Node::default().shut_off("off", 1).file();
+    let h = connect(&[here.uri()]).await;
+    assert!(h.is_defined(Uuid::from_u128(1)).await);
+    assert!(!h.is_defined(Uuid::from_u128(9)).await);
+    let h = Hypervisors::with_limits(&[here.uri(), SILENT.to_owned()], QUICK, Options::default());
+    while !h.any_connected() {
+        sleep(Duration::from_millis(5)).await;
+    }
+    assert!(h.is_defined(Uuid::from_u128(9)).await, "the silent URI may have it");
 }
 
 #[tokio::test(flavor = "multi_thread")]
