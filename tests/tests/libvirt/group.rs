@@ -167,6 +167,21 @@ fn a_host_that_is_cut_off_loses_quorum_and_comes_back() -> Result<()> {
     let speakers = Speaker::on_all(&ring)?;
     let positions: Vec<_> = speakers.iter().map(Speaker::position).collect();
     ring.partition(&[2])?;
+    // While the ring forms anew corosync takes no message at times (CS_ERR_TRY_AGAIN).
+    let mut count = 0;
+    poll_until("a ring of two", SOON, || {
+        speakers[0].order(&format!("send {count} meanwhile"))?;
+        count += 1;
+        Ok(speakers[0].process.stdout().lines()[positions[0]..].iter().any(|line| members_of(2)(line)).then_some(()))
+    })?;
+    for speaker in &speakers[..2] {
+        speaker.waits_for(0, &|line| line.ends_with(&format!(": {} meanwhile", count - 1)))?;
+        let heard = speaker.messages().into_iter().filter(|message| message.ends_with("meanwhile"));
+        let heard: Vec<_> =
+            heard.filter_map(|message| message.split_once(": ").map(|(_, text)| text.to_owned())).collect();
+        let sent: Vec<_> = (0..count).map(|number| format!("{number} meanwhile")).collect();
+        ensure!(heard == sent, "of {count} messages these came: {heard:?}");
+    }
     speakers[2].waits_for(positions[2], &members_of(1))?;
     ensure!(speakers[2].says(positions[2], "quorum ")? == "false");
     let line = speakers[0].waits_for(positions[0], &members_of(2))?;

@@ -47,7 +47,7 @@ pub(crate) fn hosts_with(which: &Which) -> Result<[Host; 2]> {
 }
 
 /// What a machine can be [filled](Machine::filled) with: all pages differ, and none is empty.
-fn filling() -> Vec<u8> {
+pub(crate) fn filling() -> Vec<u8> {
     let pages = (0..FILLING / 8).map(|number| (number as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes());
     pages.flatten().collect()
 }

@@ -10,12 +10,12 @@ use super::{Hosts, UUID};
 use crate::site::SOON;
 
 impl Hosts {
-    fn runs_on(&self, host: usize, name: &str) -> bool {
+    pub(super) fn runs_on(&self, host: usize, name: &str) -> bool {
         self.sites[host].libvirtd.state(qemu::URI, name).is_ok_and(|state| state == "running")
     }
 
     /// The hosts that a machine runs on.
-    fn runners(&self, name: &str) -> Vec<usize> {
+    pub(super) fn runners(&self, name: &str) -> Vec<usize> {
         (0..self.sites.len()).filter(|host| self.runs_on(*host, name)).collect()
     }
 
@@ -92,5 +92,15 @@ fn a_definition_that_its_machine_has_left_starts_nothing() -> Result<()> {
         hosts.expect(host, "on", "guest", &[], 1)?;
     }
     ensure!(hosts.runners("guest").is_empty(), "{}", hosts.logs());
+
+    // The first host has seen one die that had no definition there. Another host has one.
+    let elsewhere = "7d3c9a52-51c1-4a0e-9d0c-2a4b6c8d0e03";
+    Machine::new("brief").uuid(elsewhere).create_transient(&hosts.sites[0].libvirtd)?;
+    hosts.wait_known("brief")?;
+    let machine = hosts.sites[0].machine("brief")?;
+    hosts.expect(0, "off", "brief", &[machine], 0)?;
+    Machine::new("brief").uuid(elsewhere).define(&hosts.sites[1].libvirtd)?;
+    hosts.expect(0, "on", "brief", &[], 0)?;
+    ensure!(hosts.runners("brief") == [1], "{}", hosts.logs());
     Ok(())
 }

@@ -9,13 +9,15 @@ use fence_lab::client::{Client, Family};
 use fence_lab::machine::Machine;
 use fence_lab::peer::Peer;
 use fence_lab::process::poll_until;
+use fence_lab::qemu;
 use fence_lab::server::{Server, Which};
 use fence_lab::witness::Witness;
 use nix::sys::signal::Signal;
 
 use super::super::KEY;
 use super::super::group::Speaker;
-use super::super::site::SOON;
+use super::super::migration::filling;
+use super::super::site::{SOON, Site};
 use super::{Hosts, UUID};
 
 /// The host whose guest asks, and the host that runs the machines.
@@ -171,6 +173,50 @@ fn an_owner_that_stands_still_and_an_asker_in_its_next_life_call_nothing_off() -
     all_live(&hosts, &machines, "a stale order")?;
     hosts.expect(ASKER, "off", SINGLE, &machines[..1], 0)?;
     hosts.expect(ASKER, "off", UUID, &machines[1..], 0).map(drop)
+}
+
+/// A machine migrates, and at the same time a trouble begins.
+#[test]
+fn a_machine_that_moves_beside_a_trouble_is_off_only_when_it_runs_nowhere() -> Result<()> {
+    let mut hosts = Hosts::new(2)?;
+    // Something to copy, so that the trouble begins before the end.
+    let filling = filling();
+    for host in &hosts.sites {
+        host.hypervisor.write("filling", &filling)?;
+    }
+    let mut successes = 0;
+    // The others differ from these in how long the hosts take to notice.
+    let troubles = [Trouble::Cut, Trouble::Crash, Trouble::OwnersRingDies, Trouble::AskersRingDies];
+    for (round, trouble) in troubles.into_iter().enumerate() {
+        let name = format!("nomad{round}");
+        let filling = hosts.sites[OWNER].hypervisor.path("filling");
+        Machine::new(&name).uuid(UUID).filled(&filling).create_transient(&hosts.sites[OWNER].libvirtd)?;
+        hosts.wait_known(&name)?;
+        let migration = hosts.migrate(OWNER, ASKER, &name, &["--bandwidth", "16"])?;
+        trouble.begin(&mut hosts)?;
+        // By name and by UUID, on the host that it goes to.
+        let replies = hosts.ask_all(ASKER, &[(Op::Off, name.as_str()), (Op::Off, UUID)], &[])?;
+        let nowhere = |what: &str| -> Result<()> {
+            let runs = |site: &Site| site.libvirtd.state(qemu::URI, &name).is_ok_and(|state| state == "running");
+            ensure!(!hosts.sites.iter().any(runs), "FALSE SUCCESS beside {trouble:?}, {what}: {}", hosts.logs());
+            Ok(())
+        };
+        if replies.contains(&0) {
+            successes += 1;
+            // A source that has stopped its machine may resume it when the migration fails at last.
+            nowhere("at the answer")?;
+            migration.ends_within(SOON)?;
+            nowhere("after the migration")?;
+        }
+        trouble.end(&mut hosts)?;
+        // A migration whose network was cut may take until TCP gives up.
+        drop(migration);
+        for site in &hosts.sites {
+            let _ = site.libvirtd.virsh(qemu::URI, &["destroy", &name]);
+        }
+    }
+    eprintln!("{successes} of {} machines were fenced beside a trouble", troubles.len());
+    Ok(())
 }
 
 /// Another daemon of ours on the first host: its own listener, state and PID file.
