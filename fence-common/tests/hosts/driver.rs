@@ -121,7 +121,7 @@ impl Daemon {
                     let (act, request, op, by) = (order.act(), order.request(), order.op(), order.by());
                     world.machines[self.host].claims.insert(request);
                     self.deeds.push(Deed::Acts(request));
-                    // Of a copy that comes in, and whose migration fails then, nothing is left to see.
+                    // A copy that comes in, and whose migration then fails, leaves nothing to see.
                     let runs_here = |at: &usize| world.instances[*at].host == self.host;
                     let seen = world.here(self.host).filter(runs_here).collect();
                     self.tasks.push(Task::Act { act, request, op, by, seen, end: None });
