@@ -1,12 +1,14 @@
 //! The report that the control socket sends: one JSON object with a version. A test compares it
-//! with `docs/reference/status.schema.json`.
-//!
-//! Durations are in microseconds (`_us`) or milliseconds (`_ms`). Fields that end in `_unix_ms` are
-//! milliseconds since 1970. A missing value is `null`.
+//! with `docs/reference/status.schema.json`. Durations are in microseconds (`_us`) or milliseconds
+//! (`_ms`). Fields that end in `_unix_ms` are milliseconds since 1970. A missing value is `null`.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+
+mod results;
+
+pub use self::results::{Bucket, Latency, ResultCount};
 
 /// The report's version. New fields keep it. Removing a field or changing its meaning raises it.
 pub const SCHEMA: u32 = 3;
@@ -200,6 +202,12 @@ pub struct Requests {
     pub replays: u64,
     /// Requests that were signed with a key that is no longer accepted.
     pub retired_key: u64,
+    /// Requests that have ended, by listener, operation and result.
+    #[serde(default)]
+    pub results: Vec<ResultCount>,
+    /// When each operation succeeded last. An operation that never did is missing.
+    #[serde(default)]
+    pub last_success_unix_ms: BTreeMap<String, u64>,
     /// Recent requests, the newest first.
     pub recent: Vec<Request>,
 }
@@ -409,32 +417,4 @@ pub struct ClusterDomain {
     pub state: String,
     /// Whether it has a process there, or may have one.
     pub runs: bool,
-}
-
-/// How long one step of one operation takes, from the datagram's arrival.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Latency {
-    /// The operation.
-    pub op: String,
-    /// `verified`, `called_back`, `dead` or `replied`.
-    pub step: String,
-    /// The number of requests.
-    pub count: u64,
-    /// The median.
-    pub p50_us: u64,
-    /// The 99th percentile.
-    pub p99_us: u64,
-    /// The longest time.
-    pub max_us: u64,
-    /// The histogram. Each bucket counts what took longer than the bucket before allows.
-    pub buckets: Vec<Bucket>,
-}
-
-/// A bucket of a histogram.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Bucket {
-    /// Its upper bound, inclusive.
-    pub le_us: u64,
-    /// The number of requests in it.
-    pub count: u64,
 }

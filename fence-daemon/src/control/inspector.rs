@@ -7,9 +7,10 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fence_common::verdict::Counters;
+use fence_common::wire::Op;
 use fence_control::report::{
     Bucket, Daemon, Domain, Health, Kernel, Latency, Listener, RejectedSource, Report, Request,
-    Requests as RequestsView, Restart, SCHEMA, Source, Steps, Uri,
+    Requests as RequestsView, Restart, ResultCount, SCHEMA, Source, Steps, Uri,
 };
 
 use super::multicast::Watched;
@@ -22,6 +23,7 @@ use crate::intake::serial::LineIntake;
 use crate::intake::tcp::TcpIntake;
 use crate::intake::vsock::VsockIntake;
 use crate::observe::requests::{Recent, Requests, Timed};
+use crate::observe::results::ResultTally;
 use crate::observe::sources::{RejectedView, SourceView};
 
 /// A restart that takes longer, without its pause, is reported as a problem: libvirt usually needs
@@ -209,6 +211,8 @@ impl Inspector {
             duplicates: tally.duplicates,
             replays: tally.replays,
             retired_key: tally.retired_key,
+            results: self.requests.counted().into_iter().map(result_count).collect(),
+            last_success_unix_ms: self.requests.successes().into_iter().map(|(op, at)| now.success(op, at)).collect(),
             recent: self.requests.recent().into_iter().rev().map(|recent| now.request(recent)).collect(),
         }
     }
@@ -287,12 +291,23 @@ pub(super) fn by_name(counters: Counters) -> BTreeMap<String, u64> {
     counters.iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
+fn result_count(counted: ResultTally) -> ResultCount {
+    ResultCount {
+        listener: counted.kind.to_owned(),
+        name: counted.name,
+        op: counted.op.name().to_owned(),
+        result: counted.ending.name().to_owned(),
+        count: counted.count,
+    }
+}
+
 fn latency(timed: Timed) -> Latency {
     let times = &timed.times;
     Latency {
         op: timed.op.name().to_owned(),
         step: timed.step.to_owned(),
         count: times.count(),
+        sum_us: times.sum(),
         p50_us: times.quantile(500),
         p99_us: times.quantile(990),
         max_us: times.max(),
@@ -314,6 +329,10 @@ impl ReportTime {
     /// How long ago, in milliseconds.
     fn ago(&self, when: Moment) -> u64 {
         millis(self.moment.since(when))
+    }
+
+    fn success(&self, op: Op, at: Moment) -> (String, u64) {
+        (op.name().to_owned(), millis(self.wall.saturating_sub(self.moment.since(at))))
     }
 
     fn uri(&self, view: UriView) -> Uri {

@@ -17,12 +17,13 @@ const BUCKETS: usize = (EXPONENT_MAX - LINEAR_BITS + 2) as usize * LINEAR;
 pub struct Histogram {
     buckets: [u32; BUCKETS],
     count: u64,
+    sum: u64,
     max: u64,
 }
 
 impl Default for Histogram {
     fn default() -> Self {
-        Self { buckets: [0; BUCKETS], count: 0, max: 0 }
+        Self { buckets: [0; BUCKETS], count: 0, sum: 0, max: 0 }
     }
 }
 
@@ -51,6 +52,7 @@ impl Histogram {
             *bucket = bucket.saturating_add(1);
         }
         self.count = self.count.saturating_add(1);
+        self.sum = self.sum.saturating_add(micros);
         self.max = self.max.max(micros);
     }
 
@@ -58,6 +60,12 @@ impl Histogram {
     #[must_use]
     pub fn count(&self) -> u64 {
         self.count
+    }
+
+    /// All times together, in microseconds.
+    #[must_use]
+    pub fn sum(&self) -> u64 {
+        self.sum
     }
 
     /// The longest one, exactly.
@@ -134,6 +142,7 @@ mod tests {
             let rank = (times.len() as u64 * permille).div_ceil(1000);
             let exact = times[usize::try_from(rank).unwrap() - 1];
             let told = histogram.quantile(permille);
+            prop_assert_eq!(histogram.sum(), times.iter().sum::<u64>());
             prop_assert!(exact <= told && told <= exact + exact / 8, "{exact} {told}");
             prop_assert_eq!(histogram.buckets().map(|(_, count)| count).sum::<u64>(), times.len() as u64);
         }

@@ -7,5 +7,6 @@ pub mod logging;
 pub mod rejections;
 pub mod relay;
 pub mod requests;
+pub mod results;
 pub mod sources;
 pub mod steps;

@@ -2,9 +2,10 @@
 //!
 //! The cost for a request is two or three short locks.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard, OnceLock};
 
 use fence_common::caller::{Caller, Who};
 use fence_common::ending::Ending;
@@ -13,6 +14,7 @@ use fence_common::target::Target;
 use fence_common::wire::Op;
 
 use super::histogram::Histogram;
+use super::results::{ResultTally, Results};
 use super::steps::Steps;
 use crate::clock::Moment;
 
@@ -30,7 +32,11 @@ pub const RETIRED_KEY: &str = "signed with a key that is no longer accepted";
 
 /// A request that is being served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Slot(u64);
+pub struct Slot {
+    number: u64,
+    /// Its listener's place in [`Results`].
+    came_by: usize,
+}
 
 /// The way that a request came in by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, strum::Display)]
@@ -46,6 +52,19 @@ pub enum Via {
     Vsock,
     /// Over a serial line of the client's domain.
     Serial,
+}
+
+impl Via {
+    /// The kind of listener, as the configuration names it.
+    #[must_use]
+    pub fn listener(self) -> &'static str {
+        match self {
+            Self::Kernel | Self::Socket => "multicast",
+            Self::Tcp => "tcp",
+            Self::Vsock => "vsock",
+            Self::Serial => "serial",
+        }
+    }
 }
 
 /// What is noted of a request.
@@ -144,32 +163,47 @@ pub struct Timed {
     pub times: Histogram,
 }
 
+/// Takes each request that has ended.
+pub type EndedSink = Box<dyn Fn(Recent) + Send + Sync>;
+
 /// All of it.
-#[derive(Debug)]
 pub struct Requests {
-    kept: Mutex<History>,
+    kept: Mutex<Kept>,
+    /// Told of each end. Until it is there, nothing is kept for it.
+    sink: OnceLock<EndedSink>,
     duplicates: AtomicU64,
     replays: AtomicU64,
 }
 
 #[derive(Debug)]
-struct History {
+struct Kept {
     recent: VecDeque<Recent>,
     next: u64,
     tally: Tally,
     times: Vec<[Histogram; STEPS.len()]>,
+    /// Those that are being served, for the sink: `recent` may have dropped them at their end.
+    served: HashMap<u64, Recent>,
+    results: Results,
 }
 
 impl Default for Requests {
     fn default() -> Self {
         let times = OPS.iter().map(|_| std::array::from_fn(|_| Histogram::default())).collect();
         let recent = VecDeque::with_capacity(RECENT);
-        let kept = History { recent, next: 0, tally: Tally::default(), times };
-        Self { kept: Mutex::new(kept), duplicates: AtomicU64::new(0), replays: AtomicU64::new(0) }
+        let (served, results) = (HashMap::new(), Results::default());
+        let kept = Kept { recent, next: 0, tally: Tally::default(), times, served, results };
+        let (duplicates, replays) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { kept: Mutex::new(kept), sink: OnceLock::new(), duplicates, replays }
     }
 }
 
-impl History {
+impl fmt::Debug for Requests {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Requests").field("kept", &self.kept).finish_non_exhaustive()
+    }
+}
+
+impl Kept {
     fn enter(&mut self, request: About<'_>, end: Option<(Moment, Ending, String)>) -> Slot {
         let domain = request.target.map(ToString::to_string);
         let client = match request.client {
@@ -178,6 +212,10 @@ impl History {
         };
         let number = self.next;
         self.next += 1;
+        let came_by = self.results.listener(request.via.listener(), request.listener);
+        if let Some((at, ending, _)) = &end {
+            self.results.count(came_by, request.op, *ending, *at);
+        }
         if self.recent.len() >= RECENT {
             self.recent.pop_front();
         }
@@ -198,13 +236,13 @@ impl History {
             },
             end,
         });
-        Slot(number)
+        Slot { number, came_by }
     }
 
     /// The entry of a request, if it still exists.
     fn entry(&mut self, slot: Slot) -> Option<&mut Recent> {
         let first = self.recent.front()?.number;
-        self.recent.get_mut(usize::try_from(slot.0.checked_sub(first)?).ok()?)
+        self.recent.get_mut(usize::try_from(slot.number.checked_sub(first)?).ok()?)
     }
 
     fn time(&mut self, op: Op, steps: &Steps) {
@@ -221,8 +259,13 @@ impl History {
 }
 
 impl Requests {
-    fn kept(&self) -> MutexGuard<'_, History> {
+    fn kept(&self) -> MutexGuard<'_, Kept> {
         lock(&self.kept)
+    }
+
+    /// From here on `sink` takes each request that has ended. It must not wait.
+    pub fn tell(&self, sink: EndedSink) {
+        let _ = self.sink.set(sink);
     }
 
     /// A request begins to be served.
@@ -230,7 +273,23 @@ impl Requests {
     pub fn begin(&self, request: About<'_>) -> Slot {
         let mut kept = self.kept();
         kept.tally.in_progress += 1;
-        kept.enter(request, None)
+        let slot = kept.enter(request, None);
+        if self.sink.get().is_some()
+            && let Some(begun) = kept.recent.back().cloned()
+        {
+            kept.served.insert(slot.number, begun);
+        }
+        slot
+    }
+
+    /// Records a request that ended before it was served.
+    fn ended_at_once(&self, mut kept: MutexGuard<'_, Kept>, request: About<'_>, ending: Ending, why: &'static str) {
+        kept.enter(request, Some((Moment::now(), ending, why.to_owned())));
+        let ended = kept.recent.back().cloned();
+        drop(kept);
+        if let Some((sink, ended)) = self.sink.get().zip(ended) {
+            sink(ended);
+        }
     }
 
     /// The client has authenticated, and the action is about to begin.
@@ -248,32 +307,40 @@ impl Requests {
         if let Some(steps) = &ended.steps {
             kept.time(op, steps);
         }
+        kept.results.count(slot.came_by, op, ended.result, at);
         match ended.steps.and_then(|steps| steps.replied) {
             Some(_) => kept.tally.answered += 1,
             None => kept.tally.unanswered += 1,
         }
-        let old = kept.entry(slot).and_then(|entry| {
+        let fill = |entry: &mut Recent, detail: String| {
             if let Some(steps) = ended.steps {
                 entry.steps = steps;
             }
-            entry.end.replace((at, ended.result, ended.detail))
-        });
+            entry.end.replace((at, ended.result, detail))
+        };
+        let served = kept.served.remove(&slot.number);
+        let detail = served.as_ref().map(|_| ended.detail.clone());
+        let old = kept.entry(slot).and_then(|entry| fill(entry, ended.detail));
         drop(kept);
         drop(old);
+        if let (Some(sink), Some(mut served), Some(detail)) = (self.sink.get(), served, detail) {
+            fill(&mut served, detail);
+            sink(served);
+        }
     }
 
     /// Records a request that was rejected.
     pub fn reject(&self, request: About<'_>, why: &'static str) {
         let mut kept = self.kept();
         kept.tally.rejected += 1;
-        kept.enter(request, Some((Moment::now(), Ending::Rejected, why.to_owned())));
+        self.ended_at_once(kept, request, Ending::Rejected, why);
     }
 
     /// Records a request whose key was dropped after the kernel program had verified it.
     pub fn retired_key(&self, request: About<'_>) {
         let mut kept = self.kept();
         kept.tally.retired_key += 1;
-        kept.enter(request, Some((Moment::now(), Ending::RetiredKey, RETIRED_KEY.to_owned())));
+        self.ended_at_once(kept, request, Ending::RetiredKey, RETIRED_KEY);
     }
 
     /// A duplicate came.
@@ -291,6 +358,18 @@ impl Requests {
     pub fn tally(&self) -> Tally {
         let (duplicates, replays) = (self.duplicates.load(Ordering::Relaxed), self.replays.load(Ordering::Relaxed));
         Tally { duplicates, replays, ..self.kept().tally }
+    }
+
+    /// How many ended in each way, of each operation and listener; only ways in which some did.
+    #[must_use]
+    pub fn counted(&self) -> Vec<ResultTally> {
+        self.kept().results.counted()
+    }
+
+    /// When each operation succeeded last, of those that did.
+    #[must_use]
+    pub fn successes(&self) -> Vec<(Op, Moment)> {
+        self.kept().results.successes()
     }
 
     /// Those of late, the oldest first.
@@ -356,6 +435,9 @@ mod tests {
         requests.over(slot, Op::Off, answered(off, 2000, 2100));
         let seen = requests.recent().remove(0);
         assert!(matches!(seen.end, Some((_, Ending::Success, _))), "{seen:?}");
+        let (kind, name, ending) = ("multicast", None, Ending::Success);
+        assert_eq!(requests.counted(), [ResultTally { kind, name, op: Op::Off, ending, count: 1 }]);
+        assert_eq!(requests.successes().iter().map(|(op, _)| *op).collect::<Vec<_>>(), [Op::Off]);
         assert_eq!(requests.tally(), Tally { answered: 1, ..Tally::default() });
         let times: Vec<_> = requests.times().iter().map(|timed| (timed.op, timed.step, timed.times.max())).collect();
         assert_eq!(
@@ -393,5 +475,58 @@ mod tests {
         assert_eq!((tally.in_progress, tally.unanswered, tally.rejected), (54, 20, 1));
         assert_eq!((tally.duplicates, tally.replays, tally.answered), (1, 2, 0));
         assert!(requests.times().is_empty(), "what was not answered has no times");
+        assert!(requests.successes().is_empty());
+        let counted: Vec<_> = requests.counted().into_iter().map(|one| (one.ending, one.count)).collect();
+        assert_eq!(counted, [(Ending::NoCallback, 20), (Ending::Rejected, 1)]);
+    }
+
+    #[test]
+    fn each_end_is_told_also_of_requests_that_are_not_remembered() {
+        let (requests, told) = (Requests::default(), std::sync::Arc::new(Mutex::new(Vec::new())));
+        let target = Target::Name("x".to_owned());
+        let off = request(Op::Off, &target);
+        let unnoticed = requests.begin(off);
+        let list = std::sync::Arc::clone(&told);
+        requests.tell(Box::new(move |ended| lock(&list).push(ended)));
+        let slots: Vec<_> = (0..RECENT + 10).map(|_| requests.begin(off)).collect();
+        for slot in &slots {
+            requests.over(*slot, Op::Off, answered(off, 2000, 2100));
+        }
+        requests.over(unnoticed, Op::Off, answered(off, 1, 2));
+        requests.reject(off, "too late");
+        let told = lock(&told);
+        assert_eq!(told.len(), RECENT + 10 + 1);
+        assert!(told.iter().take(RECENT + 10).all(|one| one.steps.dead.is_some()), "{told:?}");
+        assert!(told.iter().map(|one| one.number).eq((1..).take(told.len())));
+        assert_eq!(told.last().and_then(|one| one.end.as_ref()).map(|end| end.1), Some(Ending::Rejected));
+        assert!(requests.kept().served.is_empty());
+    }
+
+    #[test]
+    fn requests_are_counted_by_listener_operation_and_result() {
+        let requests = Requests::default();
+        let target = Target::Name("x".to_owned());
+        let by = |via, listener| About { via, listener, ..request(Op::Reboot, &target) };
+        for (about, result) in [
+            (by(Via::Kernel, Some("dmz")), Ending::Failure),
+            (by(Via::Socket, Some("dmz")), Ending::Failure),
+            (by(Via::Tcp, Some("dmz")), Ending::Failure),
+            (by(Via::Serial, None), Ending::NoCallback),
+        ] {
+            requests.over(requests.begin(about), Op::Reboot, Ended::unanswered(result, ""));
+        }
+        requests.retired_key(by(Via::Kernel, None));
+        let counted: Vec<_> =
+            requests.counted().into_iter().map(|one| (one.kind, one.name, one.ending.name(), one.count)).collect();
+        let dmz = || Some("dmz".to_owned());
+        assert_eq!(
+            counted,
+            [
+                ("multicast", dmz(), "failure", 2),
+                ("tcp", dmz(), "failure", 1),
+                ("serial", None, "no callback", 1),
+                ("multicast", None, "retired key", 1),
+            ]
+        );
     }
 }
