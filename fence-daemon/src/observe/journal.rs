@@ -81,7 +81,12 @@ impl<S: Subscriber> Layer<S> for Journal {
             put(&mut datagram, "CODE_FILE", file);
             put(&mut datagram, "CODE_LINE", &line.to_string());
         }
-        event.record(&mut Fields(&mut datagram));
+        let mut fields = Fields { datagram: &mut datagram, op: None, reply: None };
+        event.record(&mut fields);
+        let (op, reply) = (fields.op, fields.reply);
+        if let Some(id) = super::message_ids::of(about.target(), op.as_deref(), reply.as_deref()) {
+            put(&mut datagram, "MESSAGE_ID", id);
+        }
         self.0.send(*about.level(), datagram);
     }
 }
@@ -107,14 +112,23 @@ fn put(datagram: &mut Vec<u8>, name: &str, value: &str) {
     datagram.push(b'\n');
 }
 
-/// Writes an event's own fields.
-struct Fields<'d>(&'d mut Vec<u8>);
+/// Writes an event's own fields, and notes those that tell its kind.
+struct Fields<'d> {
+    datagram: &'d mut Vec<u8>,
+    op: Option<String>,
+    reply: Option<String>,
+}
 
 impl Visit for Fields<'_> {
     fn record_str(&mut self, field: &Field, value: &str) {
         // The message is in `MESSAGE`.
         if field.name() != "message" {
-            put(self.0, &name(field.name()), value);
+            put(self.datagram, &name(field.name()), value);
+        }
+        match field.name() {
+            "op" => self.op = Some(value.to_owned()),
+            "reply" => self.reply = Some(value.to_owned()),
+            _ => {}
         }
     }
 

@@ -4,6 +4,7 @@ pub mod histogram;
 mod journal;
 pub mod limit;
 pub mod logging;
+mod message_ids;
 pub mod rejections;
 pub mod relay;
 pub mod requests;

@@ -64,6 +64,10 @@ impl Lines {
     }
 }
 
+/// The target of these lines.
+#[cfg(test)]
+pub(super) const TARGET: &str = module_path!();
+
 #[cfg(test)]
 mod tests {
     use fence_common::verdict::Verdict;

@@ -112,6 +112,7 @@ fn journalctl_shows_all_of_it(host: &Host) -> Result<()> {
         "journalctl --no-pager --unit=fence-daemon --output=json FENCE_OP=off FENCE_DOMAIN=test FENCE_REPLY=success",
     )?;
     let entry: serde_json::Value = serde_json::from_str(fields.lines().next().context("nothing has these fields")?)?;
+    ensure!(entry["MESSAGE_ID"] == "4dcaa6fa25f442b1a53d0d2ebcfdb69e", "{entry:#}");
     ensure!(entry["PRIORITY"] == "6" && entry["FENCE_SOURCE"] == "192.168.122.11", "{entry:#}");
     Ok(())
 }
