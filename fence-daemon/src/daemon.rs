@@ -9,7 +9,7 @@ mod serve;
 mod together;
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,6 +27,7 @@ use self::reload::KeyPlan;
 use self::serve::{Rings, Sources, serve};
 use crate::control::inspector::{Inspector, Phase};
 use crate::control::server::Control;
+use crate::history::{Begun, History};
 use crate::hypervisor::Hypervisors;
 use crate::intake::arrivals::Arrivals;
 use crate::intake::backlog::Backlog;
@@ -40,6 +41,7 @@ use crate::intake::socket::SocketError;
 use crate::intake::tcp::{self, TcpIntake};
 use crate::intake::vsock::VsockIntake;
 use crate::observe::rejections;
+use crate::observe::sources::RejectedView;
 use crate::pipeline::{Claims, Pipeline};
 use crate::process::{self, Readiness};
 use crate::systemd::{self, PassedSocket};
@@ -71,6 +73,9 @@ pub const ANSWERS_WITHIN: Duration = Duration::from_millis(1300);
 /// How long a stop then waits for restarts, which are on record for the next daemon, and for
 /// libvirt to close.
 pub const REST_WITHIN: Duration = Duration::from_millis(300);
+
+/// How long a stop waits for the last lines of the history.
+const WRITTEN_WITHIN: Duration = Duration::from_millis(200);
 
 /// Why the daemon does not start, or stops by itself.
 #[derive(Debug, thiserror::Error)]
@@ -114,7 +119,7 @@ pub async fn run(
     let mut stop = Stop::new().map_err(signals)?;
     // From here on a signal is stored until the daemon can act on it.
     let hangup = signal(SignalKind::hangup()).map_err(signals)?;
-    let Config { listeners, backend, uris, groups, hypervisor, stress, rate_limit, .. } = config;
+    let Config { listeners, backend, uris, groups, hypervisor, history, stress, rate_limit, .. } = config;
     let plan = KeyPlan::new(listeners.clone(), groups.clone(), keys);
     let hypervisors = Hypervisors::start(&uris, hypervisor.clone());
 
@@ -144,6 +149,7 @@ pub async fn run(
     let mut multicasts = Multicasts::prepare(opened, several, &plan, &judge, limits, &replays, of);
     let inspector = Arc::new(Inspector::new(multicasts.watched.clone(), judge.clone(), hypervisors.clone()));
     let claims = Arc::new(hypervisor.state.as_deref().map_or_else(Claims::none, Claims::open));
+    let history = history.and_then(|directory| keep_history(directory, &claims, &inspector));
     let hosts = match backend {
         Backend::Libvirt => None,
         Backend::Cpg => Some(together::join(&hypervisors, &plan, &claims).map_err(joining)?),
@@ -285,8 +291,9 @@ pub async fn run(
 
     let look = Arc::new(Notify::new());
     let telling = tokio::spawn({
-        let inspector = Arc::clone(&inspector);
-        rejections::watch(Arc::clone(&look), move || inspector.rejected())
+        let (inspector, history) = (Arc::clone(&inspector), history.clone());
+        let told = move |senders: Vec<RejectedView>| history.iter().for_each(|history| history.unsigned(&senders));
+        rejections::watch(Arc::clone(&look), move || inspector.rejected(), told)
     });
 
     let mut sources = Sources { sockets: multicasts.sockets, rings: Rings::expected(multicasts.rings), arrivals };
@@ -319,8 +326,20 @@ pub async fn run(
         () = hypervisors.shutdown(REST_WITHIN) => {}
         () = stop.wait() => warn!("second signal: not waiting for restarts and connections any longer"),
     }
+    history.iter().for_each(|history| history.flush(WRITTEN_WITHIN));
     info!("stopped");
     outcome
+}
+
+/// Starts the history, and has each request's end told to it. No request needs it.
+fn keep_history(directory: PathBuf, claims: &Claims, inspector: &Inspector) -> Option<History> {
+    let begun = claims.of_clients().map(|(at, id)| Begun { at, id }).collect();
+    let history = History::start(directory, begun)
+        .inspect_err(|error| warn!("no history: its thread cannot be started: {error}"))
+        .ok()?;
+    let told = history.clone();
+    inspector.requests().tell(Box::new(move |ended| told.ended(ended)));
+    Some(history)
 }
 
 /// Stops the daemon when no work is left that the next daemon does not know of.

@@ -8,6 +8,7 @@ pub mod commands;
 pub mod control;
 pub mod daemon;
 mod fault;
+pub mod history;
 pub mod hosts;
 pub mod hypervisor;
 pub mod intake;

@@ -17,6 +17,8 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use fence_common::exit::EXIT_USAGE;
 use fence_config::{self as config, Plugin};
 
+use crate::history;
+
 const ABOUT: &str = "Fence virtual machines and containers on request of their cluster mates";
 const AFTER_HELP: &str = "\
 Without a command this is the daemon. Options override the configuration file. Guests need nothing new: they keep their fence_xvm \
@@ -220,6 +222,39 @@ pub enum Action {
         json: bool,
     },
 
+    /// Show what was asked, by whom, and what came of it, also by earlier daemons
+    ///
+    /// Reads the files in the configuration's history_directory, so it needs no running daemon. The
+    /// oldest line comes first. Times are in UTC.
+    ///
+    /// Exit status: 0, or 1 if the files cannot be read or have no such number.
+    #[command(args_conflicts_with_subcommands = true)]
+    History {
+        /// Not before TIME: how long ago (2h, 3days), or a date, or "2026-11-30 09:15:00" in UTC
+        #[arg(long, value_name = "TIME", value_parser = history::since)]
+        since: Option<u64>,
+
+        /// About this domain, as requests spell it
+        #[arg(long, value_name = "NAME")]
+        domain: Option<String>,
+
+        /// Of the client with this address, or in this domain
+        #[arg(long, value_name = "ADDRESS")]
+        source: Option<String>,
+
+        /// Only what did not succeed
+        #[arg(long)]
+        failed: bool,
+
+        /// Print the records as JSON, one a line (see docs/reference/history.md)
+        #[arg(long)]
+        json: bool,
+
+        /// One of them.
+        #[command(subcommand)]
+        one: Option<OneRecord>,
+    },
+
     /// Watch the running daemon: status and rates, renewed each second; q quits
     Top,
 
@@ -238,6 +273,21 @@ pub enum Action {
         /// Create missing directories
         #[arg(long)]
         parents: bool,
+    },
+}
+
+/// One record of the history.
+#[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
+pub enum OneRecord {
+    /// Draw one request's steps, and say why it failed and what to type
+    Show {
+        /// Its number, as the list shows it
+        #[arg(value_name = "ID")]
+        id: u64,
+
+        /// Print it as JSON
+        #[arg(long)]
+        json: bool,
     },
 }
 

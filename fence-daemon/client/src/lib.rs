@@ -8,6 +8,7 @@ pub mod check_config;
 pub mod cli;
 pub mod configure;
 pub mod doctor;
+pub mod history;
 pub mod keygen;
 pub mod probe;
 pub mod screen;

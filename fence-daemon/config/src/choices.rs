@@ -47,6 +47,14 @@ pub(super) fn options(global: &Contents<'_>, libvirt: &Contents<'_>, findings: &
     }
 }
 
+/// Reads where the history is kept: in the state directory, unless the file says otherwise.
+pub(super) fn history(global: &Contents<'_>, state: Option<&Path>, findings: &mut Findings<'_>) -> Option<PathBuf> {
+    read(global.get("history_directory"), state.map(Path::to_owned), findings, |text| {
+        let path = Path::new(text);
+        if path.is_absolute() { Ok(Some(path.to_owned())) } else { Err(Mistake::RelativePath(clip(text))) }
+    })
+}
+
 /// Reads how long domains stay off in a reboot. A client that waits for the start must get its
 /// answer in time.
 fn pause(libvirt: &Contents<'_>, reply: RebootReply, findings: &mut Findings<'_>) -> Duration {

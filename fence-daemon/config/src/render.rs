@@ -97,6 +97,8 @@ fn global(text: &mut String, config: &Config, written: &Document) {
     ] {
         line(text, 1, key, value, is_default(key));
     }
+    let history = config.history.as_deref().unwrap_or(state);
+    line(text, 1, "history_directory", &history.to_string_lossy(), is_default("history_directory"));
     for key in ["module_path", "name_mode"] {
         if let Some(value) = written.get(GLOBAL, key) {
             let _ = writeln!(text, "\t{key} = \"{value}\";  # for fence_virtd only");
@@ -285,7 +287,7 @@ mod tests {
     const MINIMAL: &str = "fence_virtd { listener = \"multicast\"; backend = \"libvirt\"; }";
     const FULL: &str = "FENCE_VIRTD { listener = \"multicast\"; backend = \"libvirt\"; module_path = \"/m\"; debug = \"5\"; \
         wait_for_backend = \"1\"; foreground = \"1\"; name_mode = \"uuid\"; \
-        lock_memory = \"no\"; priority = \"realtime\"; oom_protect = \"no\"; state_directory = \"/s\"; \
+        lock_memory = \"no\"; priority = \"realtime\"; oom_protect = \"no\"; state_directory = \"/s\"; history_directory = \"/h\"; \
         RATE_LIMIT { failure_rate = \"1\"; failure_burst = \"2\"; stranger_rate = \"0\"; request_rate = \"4\"; request_burst = \"5\"; \
         replay_window = \"90m\"; } }\n\
         listeners { tcp { port = \"9\"; } multicast { Interface = \"virbr1\"; port = \"7\"; family = \"ipv6\"; address = \"ff02::5\"; \
@@ -359,6 +361,7 @@ mod tests {
             "priority",
             "oom_protect",
             "state_directory",
+            "history_directory",
             "failure_rate",
             "failure_burst",
             "stranger_rate",

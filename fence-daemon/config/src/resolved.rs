@@ -41,6 +41,8 @@ pub struct Config {
     pub debug: u32,
     /// How domains are killed and rebooted.
     pub hypervisor: Options,
+    /// The directory of the history; `None` if there is none.
+    pub history: Option<PathBuf>,
     /// How the daemon competes for memory and processors.
     pub stress: Stress,
     /// The rate limits.
@@ -92,6 +94,7 @@ pub(super) const GLOBAL: Scope<'static> = Scope {
         "priority",
         "oom_protect",
         "state_directory",
+        "history_directory",
     ],
     sections: &["rate_limit"],
     ..NOTHING
@@ -128,6 +131,7 @@ pub(super) fn resolve(
         cpg::key(&listeners, &backend_at, f);
     }
     let (hypervisor, stress) = (choices::options(&global, &own, f), choices::stress(&global, f));
+    let history = choices::history(&global, hypervisor.state.as_deref(), f);
     let rate_limit =
         rate_limit::rate_limit(&Contents::new(items_of(global.last_section("rate_limit")), &RATE_LIMIT, f), f);
     let groups = match file.last_section("groups") {
@@ -139,8 +143,19 @@ pub(super) fn resolve(
     };
 
     let warnings = findings.conclude()?;
-    let config =
-        Config { listeners, backend, uris, groups, wait_for_init, foreground, debug, hypervisor, stress, rate_limit };
+    let config = Config {
+        listeners,
+        backend,
+        uris,
+        groups,
+        wait_for_init,
+        foreground,
+        debug,
+        hypervisor,
+        history,
+        stress,
+        rate_limit,
+    };
     Ok((config, warnings))
 }
 
@@ -327,6 +342,7 @@ mod tests {
             foreground: false,
             debug: 0,
             hypervisor: Options { state: Some("/run/fence-xdp".into()), ..Options::default() },
+            history: Some("/run/fence-xdp".into()),
             stress: Stress::default(),
             rate_limit: RateLimit::default(),
         };

@@ -1,10 +1,12 @@
 //! The control protocol: what `fence-daemon status` and `top` ask the daemon, and what it answers.
+//! Also the form of the [`history`], which the daemon writes and the client reads.
 //!
 //! The daemon listens on a UNIX socket in its state directory. A client sends one line, the
 //! question (`status`). The daemon answers with one line, a JSON object ([`report`]), and closes
 //! the connection.
 
 pub mod client;
+pub mod history;
 pub mod report;
 #[cfg(test)]
 mod tests;

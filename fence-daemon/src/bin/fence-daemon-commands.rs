@@ -6,7 +6,8 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use fence_client::cli::{self, Action, Cli};
+use fence_client::cli::{self, Action, Cli, OneRecord};
+use fence_client::history::{self, Query};
 use fence_client::probe::{Domain, NoRing, Obstacle, Probe, Ring, RingNode, Unanswered, Unsafe};
 use fence_client::{check_config, configure, doctor, keygen, screen, status, top};
 use fence_common::exit::{EXIT_START, EXIT_USAGE};
@@ -47,6 +48,11 @@ fn main() -> ExitCode {
             let (key, tcp, serial) = (key.clone(), tcp.clone(), serial.clone());
             let options = doctor::Options { from_guest, key, tcp, vsock, serial, json };
             process::leave(doctor::run(&cli.config, &options, &ThisHost))
+        }
+        Some(Action::History { one: Some(OneRecord::Show { id, json }), .. }) => history::show(&cli.config, *id, *json),
+        Some(Action::History { since, domain, source, failed, json, one: None }) => {
+            let (domain, source) = (domain.clone(), source.clone());
+            history::run(&cli.config, &Query { since: *since, domain, source, failed: *failed }, *json)
         }
         Some(Action::Top) => top::run(&cli.config),
         None if cli.list => u8::from(!screen::print(&cli::list())) * EXIT_START,

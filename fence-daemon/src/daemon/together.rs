@@ -26,7 +26,7 @@ pub(super) fn join(hypervisors: &Hypervisors, plan: &KeyPlan, claims: &Arc<Claim
         hypervisors: hypervisors.clone(),
         keys: Box::new(move || ring.current()),
         recent,
-        note: Box::new(move |id| claims.note(Moment::now(), id)),
+        note: Box::new(move |id| claims.note_for_hosts(Moment::now(), id)),
         has_fencing: STONITH_ADMIN.iter().any(|path| std::path::Path::new(path).exists()),
         incarnation,
     };

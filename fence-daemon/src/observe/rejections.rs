@@ -19,15 +19,24 @@ const BETWEEN: Duration = Duration::from_secs(600);
 /// How many senders a line names.
 const NAMED: usize = 4;
 
-/// Reads the `rejected` senders at each `look` and logs, for as long as it is polled.
-pub async fn watch(look: Arc<Notify>, rejected: impl Fn() -> Vec<RejectedView>) {
+/// Reads the `rejected` senders at each `look` and logs, for as long as it is polled. `told` takes
+/// the senders that a line is about.
+pub async fn watch(look: Arc<Notify>, rejected: impl Fn() -> Vec<RejectedView>, told: impl Fn(Vec<RejectedView>)) {
     let mut lines = Lines::default();
     loop {
         look.notified().await;
-        if let Some(line) = lines.line(&rejected(), Moment::now()) {
+        let rejected = rejected();
+        let last = lines.0;
+        if let Some(line) = lines.line(&rejected, Moment::now()) {
             tracing::warn!("{line}");
+            told(rejected.into_iter().filter(|one| is_new(one, last)).collect());
         }
     }
+}
+
+/// Whether a sender is worth a line, and came after the last one.
+fn is_new(one: &RejectedView, last: Option<Moment>) -> bool {
+    last.is_none_or(|last| one.last_seen > last) && one.verdict.cause().is_some()
 }
 
 /// When the last line was logged.
@@ -37,9 +46,7 @@ struct Lines(Option<Moment>);
 impl Lines {
     /// The line to log, if there is news and it is time.
     fn line(&mut self, rejected: &[RejectedView], now: Moment) -> Option<String> {
-        let is_new =
-            |one: &&RejectedView| self.0.is_none_or(|last| one.last_seen > last) && one.verdict.cause().is_some();
-        let new: Vec<_> = rejected.iter().filter(is_new).collect();
+        let new: Vec<_> = rejected.iter().filter(|one| is_new(one, self.0)).collect();
         if new.is_empty() || self.0.is_some_and(|last| now.since(last) < BETWEEN) {
             return None;
         }

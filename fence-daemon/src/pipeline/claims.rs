@@ -2,9 +2,10 @@
 //! does not carry it out again.
 //!
 //! The claims are one file in the state directory under `/run`, appended to before any action. A
-//! claim has 80 bytes: the time and the request's identity. The time is on the monotonic clock,
-//! which counts from the host's boot, and `/run` is empty then too. Only requests that change a
-//! domain's power are kept, and only while their client could still be asking.
+//! claim has 80 bytes: the time, the request's identity, and whether another host asked for it. The
+//! time is on the monotonic clock, which counts from the host's boot, and `/run` is empty then too.
+//! Only requests that change a domain's power are kept, and only while their client could still be
+//! asking.
 //!
 //! The replay cache cannot replace this file: it knows the bytes of a datagram. A client with
 //! several addresses, or one that asks again, sends other bytes for the same request.
@@ -22,6 +23,8 @@ use crate::state::file::Locked;
 
 /// The length of one claim in the file.
 const LEN: usize = 80;
+/// Where it says whether another host of the cluster asked: not zero.
+const FOR_HOSTS: usize = 8 + ID_LEN;
 /// How long a claim matters: a client asks for 30 s, and is answered within 25.
 const RECENT: Duration = Duration::from_secs(60);
 /// The length in bytes at which the file starts again: more claims than are remembered at a time.
@@ -31,7 +34,15 @@ const FILE_MAX: usize = LEN * 16_384;
 #[derive(Debug)]
 pub struct Claims {
     file: Option<Mutex<Locked>>,
-    found: Vec<(Moment, RequestId)>,
+    found: Vec<Found>,
+}
+
+/// A claim of an earlier daemon.
+#[derive(Clone, Copy, Debug)]
+struct Found {
+    at: Moment,
+    id: RequestId,
+    for_hosts: bool,
 }
 
 impl Claims {
@@ -59,15 +70,34 @@ impl Claims {
     pub fn recent(&self, now: Moment) -> impl Iterator<Item = RequestId> + '_ {
         // A time in the future comes from another boot or a damaged record.
         let is_recent = move |at: Moment| at <= now && now.since(at) <= RECENT;
-        self.found.iter().filter(move |(at, _)| is_recent(*at)).map(|(_, id)| *id)
+        self.found.iter().filter(move |found| is_recent(found.at)).map(|found| found.id)
     }
 
-    /// Stores a claim. A failure only loses the record: fencing goes on.
+    /// All claims of requests that this host's clients sent to an earlier daemon, with their
+    /// moments.
+    pub fn of_clients(&self) -> impl Iterator<Item = (Moment, RequestId)> + '_ {
+        let now = Moment::now();
+        let of_clients = self.found.iter().filter(move |found| !found.for_hosts && found.at <= now);
+        of_clients.map(|found| (found.at, found.id))
+    }
+
+    /// Stores the claim of a client's request. A failure only loses the record: fencing goes on.
     pub fn note(&self, at: Moment, id: RequestId) {
+        self.store(at, id, false);
+    }
+
+    /// Stores the claim of a request that all hosts of the cluster carry out. Its client may be
+    /// another host's.
+    pub fn note_for_hosts(&self, at: Moment, id: RequestId) {
+        self.store(at, id, true);
+    }
+
+    fn store(&self, at: Moment, id: RequestId, for_hosts: bool) {
         let Some(file) = &self.file else { return };
         let mut bytes = [0; LEN];
         bytes[..8].copy_from_slice(&at.nanos().to_le_bytes());
-        bytes[8..8 + ID_LEN].copy_from_slice(&id.to_bytes());
+        bytes[8..FOR_HOSTS].copy_from_slice(&id.to_bytes());
+        bytes[FOR_HOSTS] = u8::from(for_hosts);
         let written = lock(file).append(&bytes, u64::try_from(FILE_MAX).unwrap_or(u64::MAX));
         if let Err(error) = written {
             tracing::warn!(%error, "a claim is not stored: a daemon that starts after a crash may carry out this request again");
@@ -75,7 +105,7 @@ impl Claims {
     }
 }
 
-fn open(directory: &Path) -> io::Result<(Locked, Vec<(Moment, RequestId)>)> {
+fn open(directory: &Path) -> io::Result<(Locked, Vec<Found>)> {
     let (file, bytes) = Locked::open(directory, "claims", 2 * FILE_MAX)?;
     let (claims, rest) = bytes.as_chunks::<LEN>();
     if !rest.is_empty() {
@@ -85,10 +115,14 @@ fn open(directory: &Path) -> io::Result<(Locked, Vec<(Moment, RequestId)>)> {
     Ok((file, claims.iter().filter_map(read).collect()))
 }
 
-fn read(bytes: &[u8; LEN]) -> Option<(Moment, RequestId)> {
+fn read(bytes: &[u8; LEN]) -> Option<Found> {
     let (at, rest) = bytes.split_first_chunk::<8>()?;
-    let id = rest.first_chunk::<ID_LEN>()?;
-    Some((Moment::from_ktime(u64::from_le_bytes(*at)), RequestId::from_bytes(id)))
+    let (id, rest) = rest.split_first_chunk::<ID_LEN>()?;
+    Some(Found {
+        at: Moment::from_ktime(u64::from_le_bytes(*at)),
+        id: RequestId::from_bytes(id),
+        for_hosts: *rest.first()? != 0,
+    })
 }
 
 #[cfg(test)]
@@ -145,6 +179,18 @@ mod tests {
         let (one, other) = (signed(1, 1), signed(2, 2));
         assert_ne!(DatagramId::of(&one), DatagramId::of(&other));
         assert_eq!(RequestId::of(Op::Off, &one), RequestId::of(Op::Off, &other));
+    }
+
+    #[test]
+    fn a_claim_for_other_hosts_is_no_clients() {
+        let scratch = tempdir().unwrap();
+        let (claims, now) = (Claims::open(scratch.path()), Moment::now());
+        claims.note(now, id(1));
+        claims.note_for_hosts(now, id(2));
+        drop(claims);
+        let claims = Claims::open(scratch.path());
+        assert_eq!(recent(&claims, now), [id(1), id(2)]);
+        assert!(claims.of_clients().eq([(now, id(1))]));
     }
 
     #[test]

@@ -1,18 +1,22 @@
 //! The files of the state directory: opened, locked, read and written only here.
 //!
-//! There are two kinds. A [`Locked`] file is written in place by the one daemon that holds its
-//! lock. A whole file is written beside the old one and then replaces it in one step ([`replace`]).
-//! So a reader finds the complete new file or the old one.
+//! There are three kinds. A [`Locked`] file is written in place by the one daemon that holds its
+//! lock. A [`LineFile`] file grows until it is full, and then makes room for a new one. A whole
+//! file is written beside the old one and then replaces it in one step ([`replace`]). So a reader
+//! finds the complete new file or the old one.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use rustix::fs::{FlockOperation, flock};
 
 use super::open;
+
+/// How much of a file of lines is read at the start, in bytes: some hundred requests.
+const TAIL: usize = 256 << 10;
 
 /// A file that only this daemon uses, as long as this value lives.
 #[derive(Debug)]
@@ -25,8 +29,7 @@ impl Locked {
     /// # Errors
     /// It is unsafe, cannot be opened, or another daemon has it.
     pub fn open(directory: &Path, name: &str, limit: usize) -> io::Result<(Self, Vec<u8>)> {
-        let file = opened(directory, name)?;
-        lock(&file)?.ok_or_else(|| io::Error::other("another daemon uses it"))?;
+        let file = locked(directory, name)?;
         let bytes = content(&file, limit)?;
         Ok((Self(file), bytes))
     }
@@ -72,9 +75,109 @@ impl Locked {
     }
 }
 
+/// A file of lines, and the one before.
+#[derive(Debug)]
+pub struct LineFile {
+    directory: PathBuf,
+    name: &'static str,
+    old_name: &'static str,
+    most: u64,
+    file: File,
+    len: u64,
+}
+
+impl LineFile {
+    /// Opens the file `name` of `directory`, creates it if need be, and reads its last lines, also
+    /// of `old_name` if it has few. It is full at `most` bytes.
+    ///
+    /// # Errors
+    /// It is unsafe, cannot be opened, or another daemon has it.
+    pub fn open(
+        directory: &Path,
+        name: &'static str,
+        old_name: &'static str,
+        most: u64,
+    ) -> io::Result<(Self, Vec<u8>)> {
+        let file = locked_name(directory, name)?;
+        let mut bytes = tail(&file)?;
+        let mut lines =
+            Self { directory: directory.to_owned(), name, old_name, most, len: file.metadata()?.len(), file };
+        if bytes.last().is_some_and(|last| *last != b'\n') {
+            // A host died in the middle of a line.
+            lines.append(b"\n")?;
+        }
+        if bytes.len() < TAIL {
+            let old = open(directory, old_name, File::options().read(true));
+            let mut old = old.map_err(io::Error::from).and_then(|old| tail(&old)).unwrap_or_default();
+            old.append(&mut bytes);
+            bytes = old;
+        }
+        Ok((lines, bytes))
+    }
+
+    /// Appends all of it or nothing. A file that somebody has removed is made again.
+    ///
+    /// # Errors
+    /// The kernel refuses; the file is as it was.
+    pub fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let more = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        if self.len > 0 && self.len.saturating_add(more) > self.most {
+            match fs::rename(self.directory.join(self.name), self.directory.join(self.old_name)) {
+                // The attempt before may have come this far only.
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                Ok(()) | Err(_) => self.renew()?,
+            }
+        } else if self.file.metadata()?.nlink() == 0 {
+            self.renew()?;
+        }
+        self.file.write_all_at(bytes, self.len).inspect_err(|_| drop(self.file.set_len(self.len)))?;
+        self.len = self.len.saturating_add(more);
+        Ok(())
+    }
+
+    /// Goes on in the file of this name, which it makes.
+    fn renew(&mut self) -> io::Result<()> {
+        let file = locked_name(&self.directory, self.name)?;
+        self.len = file.metadata()?.len();
+        self.file = file;
+        Ok(())
+    }
+
+    /// Waits until all of it is on the disk.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+}
+
+/// Opens a file that is to be this daemon's alone.
+fn locked(directory: &Path, name: &str) -> io::Result<File> {
+    let file = opened(directory, name)?;
+    lock(&file)?.ok_or_else(|| io::Error::other("another daemon uses it"))?;
+    Ok(file)
+}
+
+/// Opens such a file, whose name is on the disk before its first line.
+fn locked_name(directory: &Path, name: &str) -> io::Result<File> {
+    let file = locked(directory, name)?;
+    super::directory(directory)?.sync_all()?;
+    Ok(file)
+}
+
 fn opened(directory: &Path, name: &str) -> io::Result<File> {
     let mut options = OpenOptions::new();
     Ok(open(directory, name, options.read(true).write(true).create(true).truncate(false))?)
+}
+
+/// The last bytes of a file.
+fn tail(file: &File) -> io::Result<Vec<u8>> {
+    let len = file.metadata()?.len();
+    let from = len.saturating_sub(u64::try_from(TAIL).unwrap_or(u64::MAX));
+    let mut bytes = vec![0; usize::try_from(len - from).unwrap_or(TAIL)];
+    file.read_exact_at(&mut bytes, from)?;
+    Ok(bytes)
 }
 
 fn content(file: &File, limit: usize) -> io::Result<Vec<u8>> {
@@ -195,6 +298,49 @@ mod tests {
         drop(one);
         assert_eq!(Locked::open(dir.path(), "claims", 100).unwrap().1, b"aX");
         assert_eq!(Locked::open(dir.path(), "claims", 1).unwrap().1, b"a");
+    }
+
+    #[test]
+    fn a_full_file_of_lines_makes_room_and_is_kept_once() {
+        let dir = tempdir().unwrap();
+        let open = || LineFile::open(dir.path(), "history", "history.1", 10);
+        let (mut lines, found) = open().unwrap();
+        assert!(found.is_empty() && open().is_err(), "two daemons share one file");
+        for line in [b"1234\n", b"5678\n", b"abcd\n"] {
+            lines.append(line).unwrap();
+        }
+        lines.sync().unwrap();
+        let text = |name: &str| fs::read_to_string(dir.path().join(name)).unwrap();
+        assert_eq!((text("history.1"), text("history")), ("1234\n5678\n".into(), "abcd\n".into()));
+        assert!(open().is_err(), "the new file is not locked");
+        lines.append(b"efgh\n").unwrap();
+        lines.append(b"half").unwrap();
+        assert_eq!((text("history.1"), text("history")), ("abcd\nefgh\n".into(), "half".into()));
+        drop(lines);
+        // What follows a line that was cut off is a line of its own.
+        let (mut lines, found) = open().unwrap();
+        assert_eq!(found, b"abcd\nefgh\nhalf");
+        lines.append(b"more\n").unwrap();
+        assert_eq!(text("history"), "half\nmore\n");
+        drop(lines);
+        fs::write(dir.path().join("history"), "").unwrap();
+        assert_eq!(open().unwrap().1, b"abcd\nefgh\n", "numbers would begin again");
+    }
+
+    #[test]
+    fn a_file_of_lines_that_is_gone_is_made_again() {
+        let dir = tempdir().unwrap();
+        let file = dir.path().join("history");
+        let (mut lines, _) = LineFile::open(dir.path(), "history", "history.1", 10).unwrap();
+        lines.append(b"1234\n").unwrap();
+        fs::remove_file(&file).unwrap();
+        lines.append(b"5678\n").unwrap();
+        assert_eq!(fs::read(&file).unwrap(), b"5678\n");
+        // It is full, and the move to the other name has happened in an attempt that then failed.
+        lines.append(b"abcd\n").unwrap();
+        fs::rename(&file, dir.path().join("history.1")).unwrap();
+        lines.append(b"efgh\n").unwrap();
+        assert_eq!(fs::read(&file).unwrap(), b"efgh\n");
     }
 
     #[test]

@@ -158,6 +158,7 @@ pub fn look(path: &Path) -> Result<(), StateError> {
         let ends = |end: &str| Path::new(&*name).extension().is_some_and(|extension| extension == end);
         if matches!(&*name, "claims" | "replays" | "trusted" | "last-known")
             || name.starts_with("left-behind")
+            || matches!(&*name, "history" | "history.1")
             || ends("restart")
             || ends("draft")
         {

@@ -18,6 +18,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("fence_xvm", "fence-virt"),
     ("ip", "iproute2"),
     ("iptables", "iptables"),
+    ("journalctl", "systemd"),
     ("ldd", "libc-bin"),
     ("libvirtd", "libvirt-daemon"),
     ("mke2fs", "e2fsprogs"),

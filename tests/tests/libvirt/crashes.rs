@@ -15,7 +15,7 @@ use fence_lab::client::{Client, Family};
 use fence_lab::lab::{Guest, Hypervisor};
 use fence_lab::libvirtd::Libvirtd;
 use fence_lab::peer::Peer;
-use fence_lab::process::{Process, poll_until};
+use fence_lab::process::{Process, poll_until, run};
 use fence_lab::server::{Config, Server, Which};
 use fence_lab::witness::Witness;
 use fence_lab::{container, qemu, tools};
@@ -132,8 +132,25 @@ impl CrashLab {
         let ended = mortal.finish(SOON)?;
         ensure!(ended.code.is_none(), "the daemon ended by itself: {ended:?}");
         let next = Server::start(&self.hypervisor, &Which::ours()?, &self.config)?;
+        if !BEFORE_THE_NOTE.contains(&point) && !IN_THE_RESTART.contains(&point) {
+            self.is_in_the_history(op, &name)?;
+        }
         let told = asker.end(&before, !BEFORE_THE_NOTE.contains(&point))?;
         self.judge(point, op, &name, &before, told).with_context(|| format!("the next daemon: {}", next.log()))
+    }
+
+    /// The next daemon tells of the request that was begun, and not finished.
+    fn is_in_the_history(&self, op: Op, name: &str) -> Result<()> {
+        let Which::Ours(program) = Which::ours()? else { bail!("asked for ours") };
+        let mut command = Command::new(program);
+        command.args(["-f", &self.hypervisor.path("fence_virt.conf"), "history", "--json", "--domain", name]);
+        let told = poll_until("the history to name the domain", SOON, || {
+            let told = run(self.hypervisor.space(), &mut command, SOON)?.success()?.stdout;
+            Ok(Some(told).filter(|told| !told.is_empty()))
+        })?;
+        let begun = format!("\"event\":\"unfinished\",\"op\":\"{}\"", op.name());
+        ensure!(told.lines().count() == 1 && told.contains(&begun), "the history has: {told}");
+        Ok(())
     }
 
     fn judge(&self, point: &str, op: Op, name: &str, before: &Witness, told: bool) -> Result<()> {

@@ -15,6 +15,7 @@ mod cpg;
 mod doctor;
 mod effects;
 mod group_keys;
+mod history;
 mod inspect;
 mod interfaces;
 mod lab;

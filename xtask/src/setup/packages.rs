@@ -80,6 +80,8 @@ const TEST: &[Requirement] = &[
     tool("mandoc", &["mandoc"], "mandoc"),
     // The pages pipe JSON into it.
     tool("jq", &["jq"], "jq"),
+    // Checks the journal's catalogue.
+    tool("journalctl", &["systemd"], "systemd"),
     // For the root directory of cluster nodes, and a disk made of it.
     tool("mmdebstrap", &["mmdebstrap"], "mmdebstrap"),
     tool("mke2fs", &["e2fsprogs"], "e2fsprogs"),

@@ -23,6 +23,7 @@ const ROOMS: &[Room] = &[
     Room { name: "systemd", imports: &[] },
     Room { name: "state", imports: &[] },
     Room { name: "observe", imports: &["clock"] },
+    Room { name: "history", imports: &["clock", "observe", "state"] },
     Room { name: "process", imports: &["observe", "systemd"] },
     Room { name: "intake", imports: &["clock", "observe", "state", "systemd"] },
     Room { name: "callback", imports: &["fault", "intake"] },
@@ -69,6 +70,7 @@ const ROOMS: &[Room] = &[
         imports: &[
             "clock",
             "control",
+            "history",
             "hosts",
             "hosts/corosync",
             "hypervisor",
@@ -85,7 +87,7 @@ const ROOMS: &[Room] = &[
 const CRATES: &[(&str, &[&str])] = &[
     ("aya", &["intake", "daemon"]),
     ("fence_client", &[]),
-    ("fence_control", &["control"]),
+    ("fence_control", &["control", "history"]),
     ("lexopt", &["options"]),
     ("libloading", &["hosts/corosync"]),
     ("sd_notify", &["systemd"]),

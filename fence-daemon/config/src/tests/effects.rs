@@ -39,6 +39,7 @@ const ALONE: &str = "netns/alone.rs";
 const BAD_REQUESTS: &str = "netns/bad_requests.rs";
 const TCP: &str = "netns/tcp.rs";
 const LISTENERS: &str = "netns/listeners.rs";
+const HISTORY: &str = "netns/history.rs";
 const SERIAL: &str = "netns/serial.rs";
 const LINE_KEYS: &str = "each_key_of_the_serial_listener_has_its_effect";
 const VSOCK_GUEST: &str = "kernels/vsock.rs";
@@ -80,6 +81,7 @@ const EFFECTS: &[Effect] = &[
     ("priority", &["high", "realtime", "normal"], Written, EFFECTS_OF_PROCESS, PRIORITY),
     ("oom_protect", SWITCH, Written, EFFECTS_OF_PROCESS, "oom_protect_protects_or_does_not"),
     ("state_directory", &[], Written, "cluster/guides/installation.rs", "installation_on_the_hypervisor"),
+    ("history_directory", &[], Written, HISTORY, "what_came_of_each_request_outlives_the_daemon"),
     // rate_limit
     ("failure_rate", &["0"], Written, SETTINGS, BOUNDS),
     ("failure_burst", &["1"], Written, SETTINGS, BOUNDS),

@@ -183,6 +183,7 @@ fn new_findings_are_marked() {
         .map(|(key, _)| key)
         .collect();
     let ours = [
+        "history_directory",
         "lock_memory",
         "oom_protect",
         "priority",
