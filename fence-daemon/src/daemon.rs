@@ -40,6 +40,7 @@ use crate::intake::serial;
 use crate::intake::socket::SocketError;
 use crate::intake::tcp::{self, TcpIntake};
 use crate::intake::vsock::VsockIntake;
+use crate::metrics::server::Metrics;
 use crate::observe::rejections;
 use crate::observe::sources::RejectedView;
 use crate::pipeline::{Claims, Pipeline};
@@ -119,7 +120,7 @@ pub async fn run(
     let mut stop = Stop::new().map_err(signals)?;
     // From here on a signal is stored until the daemon can act on it.
     let hangup = signal(SignalKind::hangup()).map_err(signals)?;
-    let Config { listeners, backend, uris, groups, hypervisor, history, stress, rate_limit, .. } = config;
+    let Config { listeners, backend, uris, groups, hypervisor, history, stress, rate_limit, metrics, .. } = config;
     let plan = KeyPlan::new(listeners.clone(), groups.clone(), keys);
     let hypervisors = Hypervisors::start(&uris, hypervisor.clone());
 
@@ -158,6 +159,7 @@ pub async fn run(
         inspector.set_hosts(hosts.clone());
     }
     let _control = control(hypervisor.state.as_deref(), &inspector);
+    let _metrics = metrics.map(|place| Metrics::start(place, Arc::clone(&inspector)));
 
     let waited_for = tokio::time::Instant::now() + WAITED_FOR;
     let start = async {

@@ -12,6 +12,7 @@ pub mod history;
 pub mod hosts;
 pub mod hypervisor;
 pub mod intake;
+pub mod metrics;
 pub mod observe;
 pub mod options;
 pub mod pipeline;

@@ -14,7 +14,7 @@ use super::position::{Message, Position};
 use super::raw::SyntaxKind;
 use super::syntax::{syntax_help, syntax_label};
 use super::warning::Warnings;
-use super::{cpg::CpgMistake, serial::SerialMistake, tcp::TcpMistake};
+use super::{cpg::CpgMistake, metrics::MetricsMistake, serial::SerialMistake, tcp::TcpMistake};
 
 /// A configuration with which the daemon does not start. The administrator must correct it.
 #[derive(Debug, thiserror::Error)]
@@ -164,6 +164,9 @@ pub enum Mistake {
     /// The cluster backend.
     #[error(transparent)]
     Cpg(#[from] CpgMistake),
+    /// The section of the metrics.
+    #[error(transparent)]
+    Metrics(#[from] MetricsMistake),
     /// No such listener or backend exists.
     #[error("there is no {plugin} \"{name}\"")]
     NoSuch {
@@ -345,6 +348,7 @@ impl Mistake {
             Self::Tcp(mistake) => mistake.label().to_owned(),
             Self::Serial(mistake) => mistake.label().to_owned(),
             Self::Cpg(mistake) => mistake.label().to_owned(),
+            Self::Metrics(mistake) => mistake.label().to_owned(),
             Self::NoSuch { plugin, .. } => format!("unknown {plugin}"),
             Self::Port(_) => "not a number from 1 to 65535".to_owned(),
             Self::Family(_) => "unknown family".to_owned(),
@@ -378,13 +382,12 @@ impl Mistake {
             Self::Syntax(kind) => syntax_help(kind),
             Self::SectionExpected(name) => format!("write `{name} {{ ... }}`"),
             Self::ValueExpected(name) => format!("write `{name} = \"...\";`"),
-            Self::Missing(plugin) => {
-                format!("write `fence_virtd {{ {plugin} = \"{}\"; ... }}`", plugin.usual())
-            }
+            Self::Missing(plugin) => format!("write `fence_virtd {{ {plugin} = \"{}\"; ... }}`", plugin.usual()),
             Self::Listener(mistake) => mistake.help(),
             Self::Tcp(mistake) => mistake.help().to_owned(),
             Self::Serial(mistake) => mistake.help().to_owned(),
             Self::Cpg(mistake) => mistake.help().to_owned(),
+            Self::Metrics(mistake) => mistake.help().to_owned(),
             Self::NotYet { plugin, .. } | Self::NoSuch { plugin, .. } => {
                 format!("write `{plugin} = \"{}\";`", plugin.usual())
             }

@@ -28,7 +28,12 @@ pub(super) fn interface(section: &Contents<'_>, findings: &mut Findings<'_>) -> 
 
 /// A listener's port.
 pub(super) fn port(section: &Contents<'_>, findings: &mut Findings<'_>) -> u16 {
-    read(section.get("port"), DEFAULT_PORT, findings, |text| match text.trim().parse() {
+    port_or(DEFAULT_PORT, section, findings)
+}
+
+/// The port of a section, or this default.
+pub(super) fn port_or(default: u16, section: &Contents<'_>, findings: &mut Findings<'_>) -> u16 {
+    read(section.get("port"), default, findings, |text| match text.trim().parse() {
         Ok(0) | Err(_) => Err(Mistake::Port(clip(text))),
         Ok(port) => Ok(port),
     })

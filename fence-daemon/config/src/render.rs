@@ -11,7 +11,9 @@ use fence_common::words::counted;
 
 use crate::document::Document;
 use crate::key::{Found, FoundAll};
-use crate::{Backend, CONNECTED_AUTH, Config, Groups, KeyFiles, Listener, Multicast, Serial, Tcp, TcpAddress, Vsock};
+use crate::{
+    Backend, CONNECTED_AUTH, Config, Groups, KeyFiles, Listener, Metrics, Multicast, Serial, Tcp, TcpAddress, Vsock,
+};
 
 /// The complete configuration as a file. `file` is the original: it shows which values are
 /// defaults.
@@ -67,6 +69,7 @@ pub fn render(config: &Config, file: &[u8]) -> String {
 
 const GLOBAL: &[&str] = &["fence_virtd"];
 const RATE_LIMIT: &[&str] = &["fence_virtd", "rate_limit"];
+const METRICS: &[&str] = &["fence_virtd", "metrics"];
 const LISTENERS: &[&str] = &["listeners"];
 
 /// Prints one key, with a comment about where its value comes from.
@@ -109,6 +112,20 @@ fn global(text: &mut String, config: &Config, written: &Document) {
         line(text, 2, key, &value, written.get(RATE_LIMIT, key).is_none());
     }
     text.push_str("\t}\n");
+    match &config.metrics {
+        None => text.push_str("\t# no metrics: a section `metrics` says where Prometheus reads them\n"),
+        Some(Metrics::Tcp(place)) => {
+            text.push_str("\tmetrics {\n");
+            line(text, 2, "address", &place.ip().to_string(), false);
+            line(text, 2, "port", &place.port().to_string(), written.get(METRICS, "port").is_none());
+            text.push_str("\t}\n");
+        }
+        Some(Metrics::Unix(path)) => {
+            text.push_str("\tmetrics {\n");
+            line(text, 2, "path", &path.to_string_lossy(), false);
+            text.push_str("\t}\n");
+        }
+    }
     text.push_str("}\n");
 }
 
@@ -289,7 +306,7 @@ mod tests {
         wait_for_backend = \"1\"; foreground = \"1\"; name_mode = \"uuid\"; \
         lock_memory = \"no\"; priority = \"realtime\"; oom_protect = \"no\"; state_directory = \"/s\"; history_directory = \"/h\"; \
         RATE_LIMIT { failure_rate = \"1\"; failure_burst = \"2\"; stranger_rate = \"0\"; request_rate = \"4\"; request_burst = \"5\"; \
-        replay_window = \"90m\"; } }\n\
+        replay_window = \"90m\"; } metrics { address = \"::1\"; port = \"9\"; } }\n\
         listeners { tcp { port = \"9\"; } multicast { Interface = \"virbr1\"; port = \"7\"; family = \"ipv6\"; address = \"ff02::5\"; \
         key_file = \"/k # y\"; key_file2 = \"/k2\"; hash = \"sha1\"; auth = \"none\"; attach = \"off\"; strict_source = \"no\"; alone = \"yes\"; zork = \"1\"; } }\n\
         backends { libvirt { uri2 = \"c:\"; uri1 = \"b:\"; kill = \"libvirt\"; reboot_method = \"reset\"; \
@@ -300,7 +317,7 @@ mod tests {
         listeners { multicast { attach = \"native\"; } }\n\
         groups { group { key_file = \"/k3\"; key_file2 = \"/k4\"; ip = \"1.2.3.4\"; uuid = \"x\"; } }";
 
-    const CPG: &str = "fence_virtd { listener = \"multicast\"; backend = \"CPG\"; }\n\
+    const CPG: &str = "fence_virtd { listener = \"multicast\"; backend = \"CPG\"; metrics { path = \"/m.sock\"; } }\n\
         backends { libvirt { uri = \"a:\"; kill = \"libvirt\"; } CPG { uri = \"b:\"; reboot_pause = \"2\"; name_mode = \"uuid\"; } }";
 
     #[test]

@@ -11,6 +11,7 @@ use super::cpg::{self, Backend, CPG, CpgMistake};
 use super::error::{ConfigError, Mistake, Plugin};
 use super::groups::{self, Groups};
 use super::listeners::{self, Listener};
+use super::metrics::{self, Metrics};
 use super::multicast::Multicast;
 use super::position::Source;
 use super::rate_limit::{self, RATE_LIMIT, RateLimit};
@@ -47,6 +48,8 @@ pub struct Config {
     pub stress: Stress,
     /// The rate limits.
     pub rate_limit: RateLimit,
+    /// Where Prometheus reads the daemon's figures; `None` for nowhere.
+    pub metrics: Option<Metrics>,
 }
 
 impl Config {
@@ -96,7 +99,7 @@ pub(super) const GLOBAL: Scope<'static> = Scope {
         "state_directory",
         "history_directory",
     ],
-    sections: &["rate_limit"],
+    sections: &["rate_limit", "metrics"],
     ..NOTHING
 };
 pub(super) const BACKENDS: Scope<'static> = Scope { sections: &["libvirt", "cpg"], unread: &["null"], ..NOTHING };
@@ -134,6 +137,7 @@ pub(super) fn resolve(
     let history = choices::history(&global, hypervisor.state.as_deref(), f);
     let rate_limit =
         rate_limit::rate_limit(&Contents::new(items_of(global.last_section("rate_limit")), &RATE_LIMIT, f), f);
+    let metrics = metrics::metrics(global.last_section("metrics"), f);
     let groups = match file.last_section("groups") {
         Some(section) => groups::groups(section, &mut listeners, f),
         None => {
@@ -155,6 +159,7 @@ pub(super) fn resolve(
         history,
         stress,
         rate_limit,
+        metrics,
     };
     Ok((config, warnings))
 }
@@ -345,6 +350,7 @@ mod tests {
             history: Some("/run/fence-xdp".into()),
             stress: Stress::default(),
             rate_limit: RateLimit::default(),
+            metrics: None,
         };
         assert_eq!(config, expected);
     }

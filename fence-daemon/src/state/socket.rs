@@ -1,11 +1,17 @@
-//! The control socket's file in the state directory. The directory's lock shows whether an existing
-//! socket belongs to a dead daemon.
+//! The files of the daemon's own UNIX sockets.
+//!
+//! The control socket is in the state directory, whose lock shows whether an existing socket is a
+//! dead daemon's. The socket of the metrics is where the configuration says. Whether its daemon
+//! lives, a connection shows.
 
 use std::fs;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect};
 
 use super::StateError;
 use super::file::{Locked, lock_directory};
@@ -31,7 +37,7 @@ pub struct SocketFile {
     /// Device and inode of the socket's file: another process's file stays.
     made: (u64, u64),
     /// The directory's lock: its holder may remove a dead daemon's socket.
-    _directory: Locked,
+    directory_lock: Option<Locked>,
 }
 
 impl SocketFile {
@@ -50,12 +56,38 @@ impl SocketFile {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(failed("look at")(error).into()),
         }
-        let listener = UnixListener::bind(path).map_err(failed("make the control socket"))?;
-        fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(failed("keep others from"))?;
-        let about = fs::symlink_metadata(path).map_err(failed("look at"))?;
-        listener.set_nonblocking(true).map_err(failed("watch"))?;
-        let made = (about.dev(), about.ino());
-        Ok((Self { path: path.to_owned(), made, _directory: lock }, listener))
+        let (mut file, listener) = Self::made(path, 0o600).map_err(failed("make the control socket"))?;
+        file.directory_lock = Some(lock);
+        Ok((file, listener))
+    }
+
+    /// Creates a socket at `path` for everybody who may enter its directory. Replaces a socket of
+    /// root's, or of the daemon's own user, that nobody listens at any more.
+    ///
+    /// # Errors
+    /// Something else is there, or the kernel refuses.
+    pub fn bind_for_all(path: &Path) -> io::Result<(Self, UnixListener)> {
+        match fs::symlink_metadata(path) {
+            Ok(about) if !about.file_type().is_socket() => {
+                return Err(io::Error::other("something that is no socket is there: remove it"));
+            }
+            Ok(about) if !super::is_trusted(about.uid()) => {
+                return Err(io::Error::other("another user's socket is there: remove it"));
+            }
+            Ok(_) if is_deserted(path)? => fs::remove_file(path)?,
+            Ok(_) => return Err(io::ErrorKind::AddrInUse.into()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        Self::made(path, 0o666)
+    }
+
+    fn made(path: &Path, mode: u32) -> io::Result<(Self, UnixListener)> {
+        let listener = UnixListener::bind(path)?;
+        fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
+        let about = fs::symlink_metadata(path)?;
+        listener.set_nonblocking(true)?;
+        Ok((Self { path: path.to_owned(), made: (about.dev(), about.ino()), directory_lock: None }, listener))
     }
 }
 
@@ -65,5 +97,36 @@ impl Drop for SocketFile {
             // A leftover file counts as a dead daemon's, which is right.
             let _ = fs::remove_file(&self.path);
         }
+    }
+}
+
+/// Whether nobody listens at a socket. Does not wait for whoever does.
+fn is_deserted(path: &Path) -> io::Result<bool> {
+    let (kind, flags) = (SocketType::STREAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK);
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, kind, flags, None)?;
+    Ok(connect(&socket, &SocketAddrUnix::new(path)?) == Err(Errno::CONNREFUSED))
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::tempdir;
+
+    use super::*;
+
+    #[test]
+    fn a_dead_ones_socket_is_replaced_and_nothing_else_is() {
+        let scratch = tempdir().unwrap();
+        let path = scratch.path().join("m.sock");
+        let (file, listener) = SocketFile::bind_for_all(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o666);
+        assert_eq!(SocketFile::bind_for_all(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        drop(file);
+        assert!(!path.exists());
+        drop(listener);
+        drop(UnixListener::bind(&path).unwrap());
+        drop(SocketFile::bind_for_all(&path).unwrap());
+        fs::write(&path, "precious").unwrap();
+        assert!(SocketFile::bind_for_all(&path).unwrap_err().to_string().contains("no socket"));
+        assert_eq!(fs::read(&path).unwrap(), b"precious");
     }
 }

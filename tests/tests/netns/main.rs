@@ -23,6 +23,7 @@ mod lateness;
 mod lifecycle;
 mod listeners;
 mod lists;
+mod metrics;
 mod misbehaviour;
 mod operations;
 mod rate_limit;

@@ -52,10 +52,10 @@ const RUST_WEB_CONFLICTS: [&str; 3] = ["rustc", "cargo", "rustup"];
 
 /// A script that runs as root with the packages as arguments. No service starts: a policy-rc.d (the
 /// system's own hook) refuses while packages are installed, unless the system has one. A second
-/// fencing daemon and corosync would also start at the next boot, so the script disables them. apt
-/// may not remove other packages to make room. One exception is qemu-utils from backports, which
-/// lack the emulator: it is brought to the installed QEMU's version, as apt would remove it. An
-/// unreachable repository is fatal only if a package is missing for it.
+/// fencing daemon, corosync and Prometheus would also start at the next boot, so the script
+/// disables them. apt may not remove other packages to make room. One exception is qemu-utils from
+/// backports, which lack the emulator: it is brought to the installed QEMU's version, as apt would
+/// remove it. An unreachable repository is fatal only if a package is missing for it.
 const INSTALL: &str = r#"
 set -eu
 export DEBIAN_FRONTEND=noninteractive
@@ -75,7 +75,7 @@ case " $* " in *' qemu-system-x86 '*)
     fi ;;
 esac
 apt-get -o DPkg::Lock::Timeout=600 -o Acquire::Retries=3 install --yes --no-install-recommends --no-remove "$@"
-for unit in fence_virtd.service:fence-virtd corosync.service:corosync; do
+for unit in fence_virtd.service:fence-virtd corosync.service:corosync prometheus.service:prometheus; do
     case " $* " in *" ${unit#*:} "*)
         if [ -d /run/systemd/system ]; then systemctl disable --quiet "${unit%:*}"; fi ;;
     esac

@@ -82,6 +82,8 @@ const TEST: &[Requirement] = &[
     tool("jq", &["jq"], "jq"),
     // Checks the journal's catalogue.
     tool("journalctl", &["systemd"], "systemd"),
+    // Reads the metrics, and checks them (promtool).
+    tool("prometheus", &["prometheus"], "golang-github-prometheus"),
     // For the root directory of cluster nodes, and a disk made of it.
     tool("mmdebstrap", &["mmdebstrap"], "mmdebstrap"),
     tool("mke2fs", &["e2fsprogs"], "e2fsprogs"),

@@ -40,6 +40,8 @@ const BAD_REQUESTS: &str = "netns/bad_requests.rs";
 const TCP: &str = "netns/tcp.rs";
 const LISTENERS: &str = "netns/listeners.rs";
 const HISTORY: &str = "netns/history.rs";
+const METRICS: &str = "netns/metrics.rs";
+const PROMETHEUS: &str = "a_real_prometheus_answers_the_dashboards_queries_and_takes_the_rules";
 const SERIAL: &str = "netns/serial.rs";
 const LINE_KEYS: &str = "each_key_of_the_serial_listener_has_its_effect";
 const VSOCK_GUEST: &str = "kernels/vsock.rs";
@@ -90,6 +92,10 @@ const EFFECTS: &[Effect] = &[
     ("request_burst", &["1"], Written, SETTINGS, BOUNDS),
     ("replay_window", &["1m"], Written, SETTINGS, WINDOW),
     ("replay_window", &["24h"], Default, "netns/rate_limit.rs", "a_recorded_off_does_nothing_after_a_crash_either"),
+    // metrics; `address`, `port` and `path` are others' keys, too
+    ("address", &[], Written, METRICS, PROMETHEUS),
+    ("port", &[], Written, METRICS, PROMETHEUS),
+    ("path", &[], Written, METRICS, "the_page_is_right_in_both_formats_by_prometheus_own_check"),
     // multicast
     ("key_file", &[], As("&Config::new(&missing)"), "netns/startup.rs", "without_a_usable_key_it_does_not_start"),
     (

@@ -8,6 +8,7 @@ use crate::contents::Scope;
 use crate::cpg::CPG;
 use crate::groups::{GROUP, GROUPS};
 use crate::listeners::LISTENERS;
+use crate::metrics::METRICS;
 use crate::multicast::MULTICAST;
 use crate::rate_limit::RATE_LIMIT;
 use crate::resolved::{BACKENDS, FILE, GLOBAL, LIBVIRT};
@@ -19,12 +20,17 @@ use crate::{Config, Doubt, Source, Warnings, parse};
 const TEXT: &str = include_str!("../../../../docs/reference/configuration.md");
 
 /// Each section with keys: its heading, its scope, and a file that has room for one of its keys.
-pub(super) const SECTIONS: [(&str, &Scope<'_>, &str); 9] = [
+pub(super) const SECTIONS: [(&str, &Scope<'_>, &str); 10] = [
     ("fence_virtd { }", &GLOBAL, "fence_virtd { listener = \"multicast\"; backend = \"libvirt\"; KEY }"),
     (
         "fence_virtd { rate_limit { } }",
         &RATE_LIMIT,
         "fence_virtd { listener = \"multicast\"; backend = \"libvirt\"; rate_limit { KEY } }",
+    ),
+    (
+        "fence_virtd { metrics { } }",
+        &METRICS,
+        "fence_virtd { listener = \"multicast\"; backend = \"libvirt\"; metrics { address = \"::1\"; KEY } }",
     ),
     (
         "listeners { multicast { } }",
@@ -194,6 +200,9 @@ fn new_findings_are_marked() {
         "request_burst",
         "request_rate",
         "stranger_rate",
+        "address",
+        "path",
+        "port",
         "alone",
         "attach",
         "key_file2",
