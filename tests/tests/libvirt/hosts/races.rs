@@ -5,7 +5,6 @@ use fence_lab::client::Client;
 use fence_lab::lab::BRIDGE;
 use fence_lab::machine::{Machine, writing_disk};
 use fence_lab::process::poll_until;
-use fence_lab::qemu;
 
 use super::Hosts;
 use crate::fuse::Disk;
@@ -28,35 +27,7 @@ impl Hosts {
         machine.start(&site.libvirtd)?;
         self.guest(site).must("ip", &["link", "set", "eth0", "address", address])?;
         site.hypervisor.ip(&["neigh", "flush", "dev", BRIDGE])?;
-        self.wait_table(host, name)
-    }
-
-    /// Waits until a host knows a machine's Ethernet address. A status may know the machine before.
-    fn wait_table(&self, host: usize, name: &str) -> Result<()> {
-        self.wait_known(name)?;
-        self.sites[host].server.wait_domain(name, "running").map(drop).with_context(|| self.logs())
-    }
-
-    /// Both guests fence each other at once. Exactly one dies, and exactly one client is told so.
-    fn race(&self, racers: [&str; 2]) -> Result<()> {
-        let machines = [self.sites[0].machine(racers[0])?, self.sites[1].machine(racers[1])?];
-        let ask = |host: usize| {
-            let site = &self.sites[host];
-            Client::new("off", &site.key()).domain(racers[1 - host]).start(self.guest(site))
-        };
-        let clients = [ask(0)?, ask(1)?];
-        let mut codes = Vec::new();
-        for client in clients {
-            codes.push(client.finish(SOON)?.code);
-        }
-        let dead = [machines[0].is_dead()?, machines[1].is_dead()?];
-        ensure!(dead[0] != dead[1], "dead are {dead:?}: {codes:?}: {}", self.logs());
-        let winner = usize::from(dead[0]);
-        ensure!(codes[winner] == Some(0) && codes[1 - winner] != Some(0), "{dead:?}: {codes:?}: {}", self.logs());
-        let loser = 1 - winner;
-        self.sites[loser].libvirtd.wait_state(qemu::URI, racers[loser], "shut off")?;
-        self.sites[loser].libvirtd.start_domain(qemu::URI, racers[loser])?;
-        self.wait_table(loser, racers[loser])
+        self.wait_known(name)
     }
 }
 
@@ -97,10 +68,6 @@ fn a_guest_that_is_being_fenced_fences_no_guest_of_another_host() -> Result<()> 
     ensure!(hosts.sites[1].server.log().contains("its client is fenced itself (a fence race)"), "{}", hosts.logs());
     // Its next life's orders count.
     hosts.expect(0, "on", "doomed", &[], 0)?;
-    hosts.wait_table(1, "doomed")?;
-    for _ in 0..4 {
-        hosts.race(["first", "doomed"])?;
-    }
-    let first = hosts.sites[0].machine("first")?;
+    hosts.wait_known("doomed")?;
     hosts.expect(1, "off", "first", &[first], 0).map(drop)
 }
