@@ -25,6 +25,8 @@ use crate::workspace::Workspace;
 
 /// The directory of the finished packages, from the workspace's root.
 const OUT: &str = "target/dist";
+/// That of packages without optimisation, so that tests never replace finished ones.
+const OUT_FOR_TESTS: &str = "target/dist-debug";
 /// The time of everything in a package, in seconds. All tools of the field read this variable.
 const EPOCH: &str = "SOURCE_DATE_EPOCH";
 /// Tells the tests where the packages are.
@@ -49,7 +51,7 @@ pub(crate) struct DistOptions {
     /// The formats of the packages [default: all]
     #[arg(value_enum, value_name = "FORMAT")]
     formats: Vec<Format>,
-    /// Pack a build without optimisation, as the tests do
+    /// Pack a build without optimisation, as the tests do: target/dist-debug
     #[arg(long)]
     debug: bool,
 }
@@ -91,7 +93,7 @@ pub(crate) fn for_tests(workspace: &Workspace) -> anyhow::Result<PathBuf> {
 fn build(workspace: &Workspace, deb: bool, rpm: bool, release: bool) -> anyhow::Result<PathBuf> {
     let root = workspace.root();
     let epoch = epoch(root)?;
-    let out = root.join(OUT);
+    let out = root.join(if release { OUT } else { OUT_FOR_TESTS });
     if out.exists() {
         fs::remove_dir_all(&out).with_context(|| format!("cannot remove {}", out.display()))?;
     }
