@@ -44,8 +44,8 @@ use crate::metrics::server::Metrics;
 use crate::observe::rejections;
 use crate::observe::sources::RejectedView;
 use crate::pipeline::{Claims, Pipeline};
-use crate::process::{self, Readiness};
-use crate::systemd::{self, PassedSocket};
+use crate::process::{self, Loader, Readiness};
+use crate::systemd::{self, PassedSocket, Watchdog};
 
 /// How long the first round of connections may delay the start. The log then names the unconnected
 /// hypervisors, and the daemon goes on trying. A request that needs one waits for it.
@@ -104,7 +104,7 @@ pub enum Patience {
 ///
 /// `readiness` is announced once requests are served, or 5 s after the start. In the latter case
 /// the log and `fence-daemon status` say what the daemon still waits for. `sockets` are those that
-/// systemd has opened.
+/// systemd has opened, and `loader` is the thread that may load the kernel program.
 ///
 /// # Errors
 /// Something without which nothing can be served is missing, at the start or later.
@@ -114,6 +114,7 @@ pub async fn run(
     patience: Patience,
     mut readiness: Readiness,
     sockets: Vec<PassedSocket>,
+    loader: Loader,
 ) -> Result<(), DaemonError> {
     let signals = |error| DaemonError::Runtime("watch for signals", error);
     let joining = |error| DaemonError::Runtime("join the other hosts", error);
@@ -186,7 +187,7 @@ pub async fn run(
                 };
                 tokio::pin!(connected);
                 if tokio::time::timeout_at(waited_for, &mut connected).await.is_err() {
-                    systemd::notify_status(UNCONNECTED);
+                    multicasts.libvirt.show(UNCONNECTED);
                     announce_waiting(&mut readiness, UNCONNECTED);
                     connected.await;
                 }
@@ -210,6 +211,8 @@ pub async fn run(
     let mut followers = tokio::select! {
         started = start => started.map_err(|error| DaemonError::Runtime("follow the interfaces", error))?,
         () = stop.wait() => return Ok(()),
+        // The loop that serves is not there yet.
+        never = Watchdog::of_unit().feeding() => match never {},
     };
     let (backlog, mut questions) = Backlog::new();
     let requests = inspector.requests();
@@ -217,6 +220,7 @@ pub async fn run(
 
     let uris = hypervisors.view();
     let connected = uris.iter().filter(|uri| uri.connected).count();
+    multicasts.libvirt.show(&unconnected(&hypervisors));
     for (watched, mut hearing) in multicasts.watched.iter().zip(followers.watch()) {
         let settings = watched.settings();
         let listener = several.then(|| Listener::Multicast(settings.clone()).label());
@@ -277,10 +281,14 @@ pub async fn run(
     let (loads, requests) = (std::mem::take(&mut multicasts.loads), inspector.requests());
     let filling = hypervisors.clone();
     tokio::task::spawn_blocking(move || {
-        let mut limits = None;
-        for load in loads {
-            load.run(Arc::clone(&requests), &mut limits);
-        }
+        let runtime = Handle::current();
+        loader.run(move || {
+            // The rings are watched by the runtime.
+            let (_entered, mut limits) = (runtime.enter(), None);
+            for load in loads {
+                load.run(Arc::clone(&requests), &mut limits);
+            }
+        });
         if stress.lock_memory {
             // What is locked stays, also what was of use only while all domains were looked at.
             Handle::current().block_on(filling.filled_within(FILLED_WITHIN));
@@ -294,8 +302,13 @@ pub async fn run(
     let look = Arc::new(Notify::new());
     let telling = tokio::spawn({
         let (inspector, history) = (Arc::clone(&inspector), history.clone());
+        let (hypervisors, libvirt) = (hypervisors.clone(), multicasts.libvirt);
         let told = move |senders: Vec<RejectedView>| history.iter().for_each(|history| history.unsigned(&senders));
-        rejections::watch(Arc::clone(&look), move || inspector.rejected(), told)
+        let looked = move || {
+            libvirt.show(&unconnected(&hypervisors));
+            inspector.rejected()
+        };
+        rejections::watch(Arc::clone(&look), looked, told)
     });
 
     let mut sources = Sources { sockets: multicasts.sockets, rings: Rings::expected(multicasts.rings), arrivals };
@@ -385,6 +398,13 @@ fn announce_waiting(readiness: &mut Readiness, what: &str) {
     if let Err(error) = readiness.announce() {
         warn!("{error}");
     }
+}
+
+/// The hypervisors that are not connected, for the line of `systemctl status`.
+fn unconnected(hypervisors: &Hypervisors) -> String {
+    let uris = hypervisors.view();
+    let missing: Vec<_> = uris.iter().filter(|uri| !uri.connected).map(|uri| uri.uri.to_string()).collect();
+    if missing.is_empty() { String::new() } else { format!("not connected to {}", missing.join(", ")) }
 }
 
 /// The control socket, if it can be created. No request needs it.

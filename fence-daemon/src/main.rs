@@ -16,7 +16,7 @@ use fence_daemon::daemon::{self, DaemonError, Patience};
 use fence_daemon::observe::logging::{self, Destination};
 use fence_daemon::options::DaemonOptions;
 use fence_daemon::pipeline::SERVING_MAX;
-use fence_daemon::process::{self, Readiness};
+use fence_daemon::process::{self, Loader, Readiness};
 use fence_daemon::state;
 use fence_daemon::state::pid_file::PidFile;
 use fence_daemon::systemd::{self, PassedSocket};
@@ -62,6 +62,7 @@ fn start(options: &DaemonOptions) -> Result<(), u8> {
     let _pid_file = PidFile::take(&options.pid_file).map_err(say(EXIT_START))?;
     // Before the log's thread.
     let room = process::make_room_for_files();
+    let loader = Loader::start().map_err(say(EXIT_START))?;
     logging::init(config.debug, destination).map_err(say(EXIT_START))?;
     if let Err(error) = room {
         tracing::warn!("{error}");
@@ -73,11 +74,15 @@ fn start(options: &DaemonOptions) -> Result<(), u8> {
     for refused in process::withstand(config.stress) {
         tracing::warn!("{refused}");
     }
+    // Likewise, and after what else the start alone needs.
+    if let Err(error) = process::give_up(&config) {
+        tracing::warn!("{error}");
+    }
     let sockets = sockets.unwrap_or_else(|error| {
         tracing::error!("the sockets that systemd passes are not used: {error}");
         Vec::new()
     });
-    ended(serve(config, keys, readiness, sockets), destination)
+    ended(serve(config, keys, readiness, sockets, loader), destination)
 }
 
 /// Logs why the daemon has ended, if nobody stopped it. Such an end is never a success: systemd
@@ -102,12 +107,18 @@ fn read(options: &DaemonOptions) -> Result<(Config, Warnings, FoundKeys), u8> {
     })
 }
 
-fn serve(config: Config, keys: FoundKeys, readiness: Readiness, sockets: Vec<PassedSocket>) -> Result<(), DaemonError> {
+fn serve(
+    config: Config,
+    keys: FoundKeys,
+    readiness: Readiness,
+    sockets: Vec<PassedSocket>,
+    loader: Loader,
+) -> Result<(), DaemonError> {
     let patience = if config.wait_for_init { Patience::Wait } else { Patience::Start };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("fence").build();
     let runtime = runtime.map_err(|error| DaemonError::Runtime("start the runtime", error))?;
     // On a worker, and not on this thread: the thread that the kernel wakes then serves as well.
-    let running = runtime.spawn(daemon::run(config, keys, patience, readiness, sockets));
+    let running = runtime.spawn(daemon::run(config, keys, patience, readiness, sockets, loader));
     let ended = runtime.block_on(running).unwrap_or_else(|failed| resume_unwind(failed.into_panic()));
     // A call into a hung libvirt must not keep the process.
     runtime.shutdown_background();

@@ -6,6 +6,7 @@
 //! key, sockets and threads, and last [`Readiness::announce`].
 
 mod pages;
+mod rights;
 mod stress;
 
 use std::fs::{File, OpenOptions};
@@ -20,6 +21,7 @@ use nix::sys::stat::{Mode, umask};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid};
 pub use pages::settle;
+pub use rights::{Loader, give_up};
 pub use stress::{apply as withstand, lock_memory};
 
 use crate::observe::relay::flush;

@@ -1,12 +1,17 @@
 //! Notifies systemd of the daemon's states, and takes the sockets that it has opened. Without
 //! systemd it does nothing.
 
+use std::convert::Infallible;
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use fence_common::sync::lock;
 use sd_notify::NotifyState;
+
+/// How often a waiting daemon feeds the watchdog, if that lets it.
+const WAITING: Duration = Duration::from_secs(10);
 
 /// A socket that systemd has opened for the daemon.
 #[derive(Debug)]
@@ -51,13 +56,46 @@ pub fn notify_reloading() {
     }
 }
 
+/// systemd's watchdog (`WatchdogSec`): it restarts a daemon that no longer feeds it.
+#[derive(Clone, Copy, Debug)]
+pub struct Watchdog(Option<Duration>);
+
+impl Watchdog {
+    /// The watchdog of this process's unit, if it has one.
+    #[must_use]
+    pub fn of_unit() -> Self {
+        Self(sd_notify::watchdog_enabled())
+    }
+
+    /// How often to feed it: `usual`, or twice in its time if that is shorter.
+    #[must_use]
+    pub fn interval(self, usual: Duration) -> Duration {
+        self.0.map_or(usual, |limit| usual.min(limit / 2))
+    }
+
+    /// Feeds it.
+    pub fn feed(self) {
+        if self.0.is_some() {
+            notify(&[NotifyState::Watchdog]);
+        }
+    }
+
+    /// Feeds it until dropped, for as long as the daemon waits and nothing else can.
+    pub async fn feeding(self) -> Infallible {
+        loop {
+            self.feed();
+            tokio::time::sleep(self.interval(WAITING)).await;
+        }
+    }
+}
+
 /// The line that `systemctl status` shows.
 pub fn notify_status(status: &str) {
     // The protocol consists of lines: a second one would be another message.
     notify(&[NotifyState::Status(&status.replace(['\n', '\r'], " "))]);
 }
 
-/// One listener's part of that line.
+/// A listener's part of that line, or libvirt's.
 #[derive(Clone, Debug)]
 pub struct StatusPart {
     all: Arc<Mutex<Vec<String>>>,
@@ -65,11 +103,11 @@ pub struct StatusPart {
 }
 
 impl StatusPart {
-    /// The parts of a line for so many listeners.
+    /// This many parts of a line.
     #[must_use]
-    pub fn of(listeners: usize) -> Vec<Self> {
-        let all = Arc::new(Mutex::new(vec![String::new(); listeners]));
-        (0..listeners).map(|index| Self { all: Arc::clone(&all), index }).collect()
+    pub fn of(count: usize) -> Vec<Self> {
+        let all = Arc::new(Mutex::new(vec![String::new(); count]));
+        (0..count).map(|index| Self { all: Arc::clone(&all), index }).collect()
     }
 
     /// The whole line.
@@ -78,11 +116,13 @@ impl StatusPart {
         Self { all: Arc::new(Mutex::new(vec![String::new()])), index: 0 }
     }
 
-    /// Changes this part, and shows the whole line.
+    /// Changes this part, and shows the whole line if that is news.
     pub fn show(&self, status: &str) {
         let mut all = lock(&self.all);
-        if let Some(part) = all.get_mut(self.index) {
-            status.clone_into(part);
+        match all.get_mut(self.index) {
+            Some(part) if part == status => return,
+            Some(part) => status.clone_into(part),
+            None => {}
         }
         let known: Vec<&str> = all.iter().map(String::as_str).filter(|part| !part.is_empty()).collect();
         notify_status(&known.join("; "));

@@ -113,6 +113,7 @@ impl Load {
         if let Some(memory) = program.take_memory()? {
             self.replays.teach(memory);
         }
+        program.load_forms(self.mode)?;
         Ok((program.take_ring()?, program))
     }
 

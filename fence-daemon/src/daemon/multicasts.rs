@@ -62,12 +62,13 @@ pub(super) fn open(listeners: Vec<(usize, Multicast)>, plan: &KeyPlan) -> Result
 }
 
 /// The multicast listeners before they hear anything.
-#[derive(Default)]
 pub(super) struct Multicasts {
     pub(super) sockets: Vec<Arc<RequestSocket>>,
     pub(super) watched: Vec<Arc<Watched>>,
     pub(super) loads: Vec<Load>,
     pub(super) rings: Vec<oneshot::Receiver<RequestRing>>,
+    /// Where `systemctl status` says what libvirt lacks.
+    pub(super) libvirt: StatusPart,
     memberships: Vec<(Memberships, Links)>,
 }
 
@@ -83,8 +84,10 @@ impl Multicasts {
         replays: &Arc<ReplayCache>,
         origin: impl Fn(usize) -> Origin,
     ) -> Self {
-        let mut all = Self::default();
-        let (mut parts, mut earlier) = (StatusPart::of(opened.len()).into_iter(), Vec::<Multicast>::new());
+        let (mut parts, mut earlier) = (StatusPart::of(opened.len() + 1).into_iter(), Vec::<Multicast>::new());
+        let libvirt = parts.next().unwrap_or_else(StatusPart::only);
+        let (sockets, watched, loads, rings, memberships) = Default::default();
+        let mut all = Self { sockets, watched, loads, rings, libvirt, memberships };
         for one in opened {
             let (keys, origin, rules) = (plan.ring(one.number), origin(one.number), one.rules());
             let Opened { settings, socket, .. } = one;
@@ -102,11 +105,9 @@ impl Multicasts {
             let wanted = settings.interface.clone().map_or(Wanted::Suitable(settings.group), Wanted::Named);
             let memberships =
                 Memberships::new(wanted, Arc::clone(&socket), None).expecting(program).telling(settings.alone);
-            let label = || Listener::Multicast(settings.clone()).label();
-            let memberships = match parts.next() {
-                Some(part) if several => memberships.among_others(&label(), part),
-                Some(_) | None => memberships,
-            };
+            let label = || format!("{}: ", Listener::Multicast(settings.clone()).label());
+            let (label, part) = (several.then(label), parts.next().unwrap_or_else(StatusPart::only));
+            let memberships = memberships.among_others(label.unwrap_or_default(), part);
             all.memberships.push((memberships, links(settings.group)));
             all.sockets.push(socket);
             all.watched.push(watched);

@@ -19,6 +19,7 @@ use crate::intake::request::Verified;
 use crate::intake::ring::RequestRing;
 use crate::intake::socket::RequestSocket;
 use crate::pipeline::Pipeline;
+use crate::systemd::Watchdog;
 
 /// How often the daemon sends the heartbeat to the kernel programs: one may come late.
 const BEAT: Duration = Duration::from_nanos(STALE_AFTER_NS / 2);
@@ -111,14 +112,17 @@ pub(super) async fn serve(
 ) -> Result<(), DaemonError> {
     tokio::pin!(stopped);
     let Sources { sockets, rings, arrivals } = sources;
-    let beat = Beat::every(BEAT).map_err(|error| DaemonError::Runtime("start the heartbeat", error))?;
+    let watchdog = Watchdog::of_unit();
+    let beat =
+        Beat::every(watchdog.interval(BEAT)).map_err(|error| DaemonError::Runtime("start the heartbeat", error))?;
     let (mut beats, mut turn) = (0_u32, 0_usize);
     loop {
         turn = turn.wrapping_add(1);
         tokio::select! {
-            // Only this loop sends the heartbeat: if it hangs, the programs must notice.
+            // Only this loop sends the heartbeat: if it hangs, programs and systemd must notice.
             ticked = beat.tick() => {
                 ticked.map_err(|error| DaemonError::Runtime("go on with the heartbeat", error))?;
+                watchdog.feed();
                 rings.each().for_each(RequestRing::beat);
                 if let Some(pause) = arrivals.beat() {
                     let pause = pause.as_secs_f32();

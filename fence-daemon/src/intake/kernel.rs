@@ -5,10 +5,11 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
 use aya::maps::{Array, Map, MapData, MapError, RingBuf};
-use aya::programs::{Program, ProgramError};
+use aya::programs::ProgramError;
 use aya::{Ebpf, EbpfLoader};
 use fence_common::boundary::{ABI_VERSION, Config, KEY_SLOT_ACTIVE, Listener, name};
 use fence_common::digest::{KeySlot, PreparedKey};
@@ -20,6 +21,7 @@ use self::memory::Heart;
 
 mod counters;
 mod error;
+mod forms;
 mod interface;
 mod keys;
 mod memory;
@@ -37,7 +39,7 @@ pub use oldest::OLDEST;
 pub use ring::Ring;
 pub use shared::SharedLimits;
 
-use error::{not_permitted, refused};
+use error::not_permitted;
 use interface::Surroundings;
 
 /// How the program is to be attached.
@@ -112,7 +114,8 @@ pub struct Attachment {
 /// The program in its two forms, XDP and tc, over the same maps. Dropping it detaches both. The
 /// maps are freed once a [`Ring`] taken from it is dropped too.
 ///
-/// The kernel's verifier is slow, so each form is loaded when it is first attached.
+/// The kernel's verifier is slow, so each form is loaded when it is first attached, or by
+/// [`load_forms`](Self::load_forms) while this process may.
 #[derive(Debug)]
 pub struct KernelProgram {
     object: Ebpf,
@@ -120,6 +123,8 @@ pub struct KernelProgram {
     ring: Option<(Map, Map)>,
     memory: Option<(Map, Map)>,
     keys: Option<Map>,
+    /// The forms that the kernel has refused, if all were loaded in advance.
+    refused: Option<BTreeMap<&'static str, Arc<Error>>>,
     /// By the number of the interface.
     links: BTreeMap<u32, ProgramLink>,
 }
@@ -183,33 +188,6 @@ impl KernelProgram {
         let config: [u8; size_of::<Config>()] = zerocopy::transmute!(Config::new(listener));
         loading.write(name::CONFIG, 0, &config)?;
         loading.finish()
-    }
-
-    /// Loads the form of the program for this way, unless it is loaded already. Returns its
-    /// descriptor.
-    fn prepare(&mut self, mode: AttachedMode) -> Result<BorrowedFd<'_>, Error> {
-        let mut failure = Error::Missing(name::XDP);
-        let mut loaded = None;
-        for name in mode.programs() {
-            match self.load_one(name) {
-                Ok(()) => {
-                    loaded = Some(*name);
-                    break;
-                }
-                Err(error) => failure = error,
-            }
-        }
-        let program = loaded.and_then(|name| self.object.program(name)).ok_or(failure)?;
-        program.fd().map(|fd| fd.as_fd()).map_err(program_error)
-    }
-
-    fn load_one(&mut self, name: &'static str) -> Result<(), Error> {
-        match self.object.program_mut(name) {
-            Some(Program::Xdp(xdp)) if xdp.fd().is_err() => xdp.load().map_err(refused),
-            Some(Program::SchedClassifier(tc)) if tc.fd().is_err() => tc.load().map_err(refused),
-            Some(Program::Xdp(_) | Program::SchedClassifier(_)) => Ok(()),
-            _ => Err(Error::Missing(name)),
-        }
     }
 
     /// Attaches the program to an interface, by bpf_link only. If it is attached there already, but
@@ -394,7 +372,7 @@ impl Loading {
         let ring = Some((handle(&self.0, name::REQUESTS)?, handle(&self.0, name::HEARTBEAT)?));
         let memory = Some((handle(&self.0, name::REPLAY)?, handle(&self.0, name::TRUSTED)?));
         let keys = Some(handle(&self.0, name::KEYS)?);
-        Ok(KernelProgram { object: self.0, counters, ring, memory, keys, links: BTreeMap::new() })
+        Ok(KernelProgram { object: self.0, counters, ring, memory, keys, refused: None, links: BTreeMap::new() })
     }
 
     fn check_abi(&self) -> Result<(), Error> {

@@ -100,10 +100,10 @@ impl Memberships {
         Self { wanted, socket, program, coming: None, listening, leads, status: String::new(), part, label }
     }
 
-    /// Names the listener in the log, as one of several, and shows its status as a part of theirs.
+    /// Begins its log lines with `label`, and shows its status as this part of the daemon's.
     #[must_use]
-    pub fn among_others(self, label: &str, part: StatusPart) -> Self {
-        Self { label: format!("{label}: "), part, ..self }
+    pub fn among_others(self, label: String, part: StatusPart) -> Self {
+        Self { label, part, ..self }
     }
 
     /// Logs where the interfaces lead, as far as that decides with this setting of `alone`.
@@ -308,6 +308,7 @@ fn refusal(error: &kernel::Error) -> Refusal {
         kernel::Error::NoInterface { .. } | kernel::Error::Vlans { .. } | kernel::Error::Attach { .. } => {
             Ends::WithAChange
         }
+        kernel::Error::Earlier(error) => return refusal(error),
         // The kernel's verifier has decided, and would decide the same again.
         kernel::Error::Object(_)
         | kernel::Error::NotPermitted(_)

@@ -12,6 +12,7 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
+use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 use tracing::{Level, Metadata};
 use tracing_subscriber::fmt::MakeWriter;
 
@@ -55,7 +56,12 @@ impl Relay {
         let (messages, waiting) = sync_channel(WAITING);
         let lost = Arc::new(AtomicU64::new(0));
         let counted = Arc::clone(&lost);
-        thread::Builder::new().name("fence-log".to_owned()).spawn(move || write(&waiting, &counted, &sink, warning))?;
+        thread::Builder::new().name("fence-log".to_owned()).spawn(move || {
+            // Writing takes none. A thread that keeps them writes all the same.
+            let none = CapabilitySet::empty();
+            let _ = set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none });
+            write(&waiting, &counted, &sink, warning);
+        })?;
         Ok(Self { messages, lost })
     }
 

@@ -80,6 +80,13 @@ impl Host {
         self.booted.must(line).with_context(|| self.log())
     }
 
+    /// Writes a drop-in of the unit. It counts from the daemon's next start on.
+    pub(crate) fn drop_in(&self, name: &str, text: &str) -> Result<()> {
+        let path = format!("{}{UNIT_PATH}.d/{name}.conf", self.booted.root());
+        self.hypervisor().write_mode(&path, text.as_bytes(), 0o644)?;
+        self.must("systemctl daemon-reload").map(drop)
+    }
+
     /// A property of the unit.
     pub(crate) fn property(&self, name: &str) -> Result<String> {
         let shown = self.booted.must(&format!("systemctl show --value --property={name} fence-daemon"))?;

@@ -25,6 +25,8 @@ mod pages;
 #[cfg(test)]
 mod plugin;
 #[cfg(test)]
+mod privilege;
+#[cfg(test)]
 mod remote_uris;
 #[cfg(test)]
 mod serial;

@@ -120,7 +120,8 @@ fn judge_release(release: &str) -> Finding {
 }
 
 fn judge_capabilities(status: &str) -> Option<Finding> {
-    let set = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+    // Those that it could have had at its start: it gives them up once the program is loaded.
+    let set = status.lines().find_map(|line| line.strip_prefix("CapBnd:"))?;
     let set = u64::from_str_radix(set.trim(), 16).ok()?;
     let has = |number: u32| set >> number & 1 == 1;
     let missing: Vec<_> = CAPABILITIES
@@ -253,7 +254,9 @@ mod tests {
 
     #[test]
     fn capabilities_that_are_missing_are_named() {
-        let lacks = |set: &str| judge_capabilities(&format!("Name:\tx\nCapEff:\t{set}\n")).map(|finding| finding.seen);
+        let lacks = |set: &str| {
+            judge_capabilities(&format!("Name:\tx\nCapEff:\t0\nCapBnd:\t{set}\n")).map(|finding| finding.seen)
+        };
         assert_eq!(lacks("000001ffffffffff"), None);
         // Without CAP_SYS_ADMIN, with the three.
         assert_eq!(lacks("000000c000001000"), None);

@@ -1,6 +1,7 @@
 //! Why the kernel program is not loaded or not attached, and whose fault that is.
 
 use std::io;
+use std::sync::Arc;
 
 use aya::EbpfError;
 use aya::maps::MapError;
@@ -48,6 +49,9 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// A form of the program was refused when all were loaded.
+    #[error(transparent)]
+    Earlier(Arc<Error>),
     /// The program cannot be used.
     #[error("the kernel program cannot be used")]
     Program(#[source] Box<ProgramError>),

@@ -18,6 +18,9 @@ impl Error {
     }
 
     fn remark_on(&self, release: &str) -> Option<String> {
+        if let Self::Earlier(error) = self {
+            return error.remark_on(release);
+        }
         if !matches!(self, Self::Object(_) | Self::Refused { .. } | Self::Program(_)) {
             return None;
         }

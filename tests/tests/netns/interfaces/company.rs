@@ -16,7 +16,7 @@ fn the_program_takes_over_when_another_leaves() -> Result<()> {
     let bench = Bench::new()?;
     let another = occupy(&bench.hypervisor, BRIDGE)?;
     let server = bench.serve(&bench.config("generic"))?;
-    ensure!(server.log().contains("already has an XDP program: fence_xdp (id "), "{}", server.log());
+    ensure!(server.log().contains("already has an XDP program: id "), "{}", server.log());
     ensure!(program_on(&bench.hypervisor, BRIDGE)?.is_some_and(|program| program.id == another));
     bench.expect_via(&server, &bench.about_domain("status"), 0, "socket")?;
     // Later events on the interface do not repeat the message.
@@ -50,7 +50,7 @@ fn beside_another_xdp_program_ours_is_a_tc_program() -> Result<()> {
     let server = bench.serve(&bench.config("auto"))?;
     let mut position = 0;
     for _ in 0..2 {
-        let why = format!("already has an XDP program: fence_xdp (id {another})");
+        let why = format!("already has an XDP program: id {another}");
         wait_line(&server, position, &["INFO", BRIDGE, "program=tcx", "in another way", &why])?;
         beside(&server)?;
         let (_, report) = server.status()?;
