@@ -6,15 +6,12 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
 
 use aya::maps::{Array, Map, MapData, MapError, RingBuf};
 use aya::programs::ProgramError;
-use aya::{Ebpf, EbpfLoader};
 use fence_common::boundary::{ABI_VERSION, Config, KEY_SLOT_ACTIVE, Listener, name};
 use fence_common::digest::{KeySlot, PreparedKey};
 use fence_common::key::Key;
-use fence_common::rate_limit::{FAILED_MAX, REPLAY_CACHE_MAX, TRUSTED_MAX};
 use fence_net::interface::Interface;
 
 use self::memory::Heart;
@@ -39,7 +36,7 @@ pub use oldest::OLDEST;
 pub use ring::Ring;
 pub use shared::SharedLimits;
 
-use error::not_permitted;
+use forms::Forms;
 use interface::Surroundings;
 
 /// How the program is to be attached.
@@ -118,13 +115,11 @@ pub struct Attachment {
 /// [`load_forms`](Self::load_forms) while this process may.
 #[derive(Debug)]
 pub struct KernelProgram {
-    object: Ebpf,
+    forms: Forms,
     counters: Map,
     ring: Option<(Map, Map)>,
     memory: Option<(Map, Map)>,
     keys: Option<Map>,
-    /// The forms that the kernel has refused, if all were loaded in advance.
-    refused: Option<BTreeMap<&'static str, Arc<Error>>>,
     /// By the number of the interface.
     links: BTreeMap<u32, ProgramLink>,
 }
@@ -141,20 +136,7 @@ struct ProgramLink {
 }
 
 /// What is being loaded.
-struct Loading(Ebpf);
-
-/// How many elements each CPU may keep for itself in an LRU map: twice the kernel's batch of 128.
-const KEPT_PER_CPU: usize = 256;
-/// How many CPUs to assume if the kernel does not say.
-const CPUS_MAX: usize = 1024;
-
-/// How many elements an LRU map needs to hold `most`, whatever each CPU keeps for itself.
-///
-/// The kernel hands out free elements in batches. A CPU without free ones evicts old ones, although
-/// other CPUs still have free ones.
-fn entries(most: usize, cpus: usize) -> u32 {
-    u32::try_from(most.saturating_add(cpus.saturating_mul(KEPT_PER_CPU))).unwrap_or(u32::MAX)
-}
+struct Loading(Forms);
 
 impl KernelProgram {
     /// Creates the maps and fills them. The program sees no packet before [`attach`](Self::attach).
@@ -166,20 +148,7 @@ impl KernelProgram {
     /// [`Error::NotPermitted`], [`Error::Object`], [`Error::Missing`], [`Error::Abi`] or
     /// [`Error::Map`]: nothing is loaded then.
     pub fn load(object: &[u8], listener: &Listener, key: Option<&Key>) -> Result<Self, Error> {
-        // The ELF reader needs aligned bytes. The allocator aligns them; an included file may not
-        // be.
-        let object = object.to_vec();
-        let mut loader = EbpfLoader::new();
-        loader.btf(None);
-        let cpus = aya::util::nr_cpus().unwrap_or(CPUS_MAX);
-        for (name, most) in [(name::TRUSTED, TRUSTED_MAX), (name::FAILED, FAILED_MAX), (name::REPLAY, REPLAY_CACHE_MAX)]
-        {
-            loader.map_max_entries(name, entries(most, cpus));
-        }
-        let ebpf = loader
-            .load(&object)
-            .map_err(|error| not_permitted(&error).unwrap_or_else(|| Error::Object(Box::new(error))))?;
-        let mut loading = Loading(ebpf);
+        let mut loading = Loading(Forms::new(object)?);
         loading.check_abi()?;
         if let Some(key) = key {
             loading.write_key(&PreparedKey::new(key))?;
@@ -341,9 +310,7 @@ impl KernelProgram {
     /// it is loaded.
     #[must_use]
     pub fn id(&self, mode: AttachedMode) -> Option<u32> {
-        let program =
-            mode.programs().iter().filter_map(|name| self.object.program(name)).find(|one| one.fd().is_ok())?;
-        program.info().ok().map(|info| info.id())
+        mode.programs().iter().find_map(|name| self.forms.id(name))
     }
 }
 
@@ -357,11 +324,9 @@ fn program_error(error: ProgramError) -> Error {
     Error::Program(Box::new(error))
 }
 
-/// A second handle of a map. The object keeps the first one: the form that is not loaded yet refers
-/// to the map by that handle's number.
-fn handle(object: &Ebpf, name: &'static str) -> Result<Map, Error> {
-    let map = shared::descriptor(object, name)?;
-    let copy = map.try_clone_to_owned().map_err(|error| program_error(ProgramError::IOError(error)))?;
+/// A handle of a map for its reader or writer.
+fn handle(forms: &Forms, name: &'static str) -> Result<Map, Error> {
+    let copy = forms.map(name)?.try_clone_to_owned().map_err(forms::io_error)?;
     MapData::from_fd(copy).and_then(Map::from_map_data).map_err(map_error(name))
 }
 
@@ -372,12 +337,11 @@ impl Loading {
         let ring = Some((handle(&self.0, name::REQUESTS)?, handle(&self.0, name::HEARTBEAT)?));
         let memory = Some((handle(&self.0, name::REPLAY)?, handle(&self.0, name::TRUSTED)?));
         let keys = Some(handle(&self.0, name::KEYS)?);
-        Ok(KernelProgram { object: self.0, counters, ring, memory, keys, refused: None, links: BTreeMap::new() })
+        Ok(KernelProgram { forms: self.0, counters, ring, memory, keys, links: BTreeMap::new() })
     }
 
     fn check_abi(&self) -> Result<(), Error> {
-        let map = self.0.map(name::ABI).ok_or(Error::Missing(name::ABI))?;
-        let map = Array::<_, u32>::try_from(map).map_err(map_error(name::ABI))?;
+        let map = Array::<_, u32>::try_from(handle(&self.0, name::ABI)?).map_err(map_error(name::ABI))?;
         match map.get(&0, 0).map_err(map_error(name::ABI))? {
             ABI_VERSION => Ok(()),
             other => Err(Error::Abi(other)),
@@ -393,8 +357,7 @@ impl Loading {
     /// Writes one element of an array. The kernel reads the bytes in place, so no copy of a key
     /// remains.
     fn write<const LEN: usize>(&mut self, name: &'static str, index: u32, bytes: &[u8; LEN]) -> Result<(), Error> {
-        let map: &mut Map = self.0.map_mut(name).ok_or(Error::Missing(name))?;
-        let mut map = Array::<_, [u8; LEN]>::try_from(map).map_err(map_error(name))?;
+        let mut map = Array::<_, [u8; LEN]>::try_from(handle(&self.0, name)?).map_err(map_error(name))?;
         map.set(index, bytes, 0).map_err(map_error(name))
     }
 }

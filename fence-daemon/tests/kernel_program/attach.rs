@@ -132,6 +132,26 @@ fn auto_is_tcx_on_a_bridge_while_there_are_vlans() {
     });
 }
 
+/// The daemon does so at its start, and has no right to load another one later.
+#[test]
+fn forms_that_are_loaded_in_advance_are_all_that_is_attached() {
+    in_namespace(|| {
+        let mut program = load();
+        program.load_forms(Mode::Gentle).unwrap();
+        assert!(program.id(AttachedMode::Generic).is_some());
+        assert_eq!(program.id(AttachedMode::Tcx).is_some(), has_tcx());
+        assert_eq!(program.attach("virbr0", Mode::Gentle).unwrap().mode, AttachedMode::Generic);
+        let by_tcx = program.attach_in("port0", &[AttachedMode::Tcx]);
+        assert_eq!(by_tcx.is_ok(), has_tcx(), "{by_tcx:?}");
+        assert!(program.reader().is_ok() && program.senders().is_ok() && program.rejected().is_ok());
+
+        let mut only_xdp = load();
+        only_xdp.load_forms(Mode::Generic).unwrap();
+        let refused = only_xdp.attach("port0", Mode::Tcx);
+        assert!(matches!(refused, Err(Error::Missing(_))), "{refused:?}");
+    });
+}
+
 #[test]
 fn a_mode_that_is_asked_for_is_the_mode_or_an_error() {
     in_namespace(|| {

@@ -24,9 +24,9 @@ impl KernelProgram {
     /// # Errors
     /// [`Error::Map`].
     pub fn senders(&self) -> Result<Provider, Error> {
-        let trusted = handle(&self.object, name::TRUSTED)?;
+        let trusted = handle(&self.forms, name::TRUSTED)?;
         let trusted = HashMap::<MapData, Key, TrustedWords>::try_from(trusted).map_err(map_error(name::TRUSTED))?;
-        let failed = handle(&self.object, name::FAILED)?;
+        let failed = handle(&self.forms, name::FAILED)?;
         let failed = HashMap::<MapData, Key, FailedWords>::try_from(failed).map_err(map_error(name::FAILED))?;
         Ok(Box::new(move || {
             // What goes while it is read is left out.
@@ -45,7 +45,7 @@ impl KernelProgram {
     /// # Errors
     /// [`Error::Map`].
     pub fn rejected(&self) -> Result<RejectedProvider, Error> {
-        let map = handle(&self.object, name::REJECTED)?;
+        let map = handle(&self.forms, name::REJECTED)?;
         let map = PerCpuArray::<MapData, RefusedWords>::try_from(map).map_err(map_error(name::REJECTED))?;
         Ok(Box::new(move || {
             let places = (0..map.len()).filter_map(|place| map.get(&place, 0).ok());
