@@ -1,6 +1,7 @@
 //! The daemon's life: the order of its start, its tasks, and its end.
 
 mod beat;
+mod key_plan;
 mod load;
 mod multicasts;
 mod ports;
@@ -14,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fence_common::caller::Address;
+use fence_common::sync::Current;
 use fence_common::verdict::Counters;
 use fence_config::{Backend, CONNECTED_AUTH, Config, FoundKeys, Listener, ListenerKind, Serial, Vsock};
 use tokio::runtime::Handle;
@@ -21,9 +23,11 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, watch};
 use tracing::{error, info, warn};
 
+use self::key_plan::KeyPlan;
 use self::multicasts::Multicasts;
 use self::ports::PortsByLibvirt;
-use self::reload::KeyPlan;
+pub use self::reload::ConfigFile;
+use self::reload::Reload;
 use self::serve::{Rings, Sources, serve};
 use crate::control::inspector::{Inspector, Phase};
 use crate::control::server::Control;
@@ -34,6 +38,7 @@ use crate::intake::backlog::Backlog;
 use crate::intake::connections::Voucher;
 use crate::intake::judge::Judge;
 use crate::intake::passed::Passed;
+use crate::intake::rate_limits::RateLimits;
 use crate::intake::replay_cache::ReplayCache;
 use crate::intake::request::Origin;
 use crate::intake::serial;
@@ -104,7 +109,8 @@ pub enum Patience {
 ///
 /// `readiness` is announced once requests are served, or 5 s after the start. In the latter case
 /// the log and `fence-daemon status` say what the daemon still waits for. `sockets` are those that
-/// systemd has opened, and `loader` is the thread that may load the kernel program.
+/// systemd has opened, and `loader` is the thread that may load the kernel program. A reload reads
+/// the file of `running` again.
 ///
 /// # Errors
 /// Something without which nothing can be served is missing, at the start or later.
@@ -115,6 +121,7 @@ pub async fn run(
     mut readiness: Readiness,
     sockets: Vec<PassedSocket>,
     loader: Loader,
+    running: ConfigFile,
 ) -> Result<(), DaemonError> {
     let signals = |error| DaemonError::Runtime("watch for signals", error);
     let joining = |error| DaemonError::Runtime("join the other hosts", error);
@@ -122,7 +129,8 @@ pub async fn run(
     // From here on a signal is stored until the daemon can act on it.
     let hangup = signal(SignalKind::hangup()).map_err(signals)?;
     let Config { listeners, backend, uris, groups, hypervisor, history, stress, rate_limit, metrics, .. } = config;
-    let plan = KeyPlan::new(listeners.clone(), groups.clone(), keys);
+    let plan = KeyPlan::new(&listeners, keys);
+    let groups = Current::new(groups);
     let hypervisors = Hypervisors::start(&uris, hypervisor.clone());
 
     let (mut multicasts, mut tcps, mut vsocks, mut serials) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
@@ -144,11 +152,11 @@ pub async fn run(
         || ReplayCache::none(rate_limit.replay_window),
         |state| ReplayCache::open(state, rate_limit.replay_window),
     );
-    let (replays, limits) = (Arc::new(replays), rate_limit.limits());
-    let judge = Judge::new(None.into()).rate_limited(limits, Arc::clone(&replays)).grouped(groups.clone());
+    let (replays, limits) = (Arc::new(replays), RateLimits::from(rate_limit.limits()));
+    let judge = Judge::new(None.into()).rate_limited(limits.clone(), Arc::clone(&replays)).grouped(groups.clone());
     let of = |number: usize| origins.get(number).cloned().unwrap_or_default();
     // Before the first look, so that no change in between is lost.
-    let mut multicasts = Multicasts::prepare(opened, several, &plan, &judge, limits, &replays, of);
+    let mut multicasts = Multicasts::prepare(opened, several, &plan, &judge, &limits, &replays, of);
     let inspector = Arc::new(Inspector::new(multicasts.watched.clone(), judge.clone(), hypervisors.clone()));
     let claims = Arc::new(hypervisor.state.as_deref().map_or_else(Claims::none, Claims::open));
     let history = history.and_then(|directory| keep_history(directory, &claims, &inspector));
@@ -216,7 +224,8 @@ pub async fn run(
     };
     let (backlog, mut questions) = Backlog::new();
     let requests = inspector.requests();
-    let pipeline = Pipeline::new(groups, hypervisors.clone(), hosts, backlog, claims, replays, requests);
+    let pipeline =
+        Pipeline::new(groups.clone(), hypervisors.clone(), hosts, backlog, claims, Arc::clone(&replays), requests);
 
     let uris = hypervisors.view();
     let connected = uris.iter().filter(|uri| uri.connected).count();
@@ -274,7 +283,8 @@ pub async fn run(
     if let Err(error) = readiness.announce() {
         warn!("{error}");
     }
-    let reloading = tokio::spawn(reload::at_each(hangup, plan, reloads));
+    let reload = Reload::new(running, plan, groups, limits, replays, hypervisors.clone(), multicasts.reload.clone());
+    let reloading = tokio::spawn(reload::at_each(hangup, reload, reloads));
     // Not earlier: loading would only take processors from the start. The socket serves until the
     // program is attached. Memory is locked after aya has freed the dozens of megabytes that only
     // loading needs.

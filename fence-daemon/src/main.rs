@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use fence_common::exit::{EXIT_START, EXIT_USAGE};
 use fence_config::{self as config, Config, FoundKeys, Warnings};
 use fence_daemon::commands;
-use fence_daemon::daemon::{self, DaemonError, Patience};
+use fence_daemon::daemon::{self, ConfigFile, DaemonError, Patience};
 use fence_daemon::observe::logging::{self, Destination};
 use fence_daemon::options::DaemonOptions;
 use fence_daemon::pipeline::SERVING_MAX;
@@ -44,6 +44,7 @@ fn start(options: &DaemonOptions) -> Result<(), u8> {
     // and `harden` only changes limits and signals.
     let sockets = unsafe { systemd::passed_sockets() };
     let (mut config, warnings, keys) = read(options)?;
+    let running = ConfigFile { path: options.config.clone(), config: config.clone() };
     options.apply_to(&mut config);
 
     if let Some(directory) = &config.hypervisor.state {
@@ -82,7 +83,7 @@ fn start(options: &DaemonOptions) -> Result<(), u8> {
         tracing::error!("the sockets that systemd passes are not used: {error}");
         Vec::new()
     });
-    ended(serve(config, keys, readiness, sockets, loader), destination)
+    ended(serve(config, keys, readiness, sockets, loader, running), destination)
 }
 
 /// Logs why the daemon has ended, if nobody stopped it. Such an end is never a success: systemd
@@ -113,12 +114,13 @@ fn serve(
     readiness: Readiness,
     sockets: Vec<PassedSocket>,
     loader: Loader,
+    running: ConfigFile,
 ) -> Result<(), DaemonError> {
     let patience = if config.wait_for_init { Patience::Wait } else { Patience::Start };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("fence").build();
     let runtime = runtime.map_err(|error| DaemonError::Runtime("start the runtime", error))?;
     // On a worker, and not on this thread: the thread that the kernel wakes then serves as well.
-    let running = runtime.spawn(daemon::run(config, keys, patience, readiness, sockets, loader));
+    let running = runtime.spawn(daemon::run(config, keys, patience, readiness, sockets, loader, running));
     let ended = runtime.block_on(running).unwrap_or_else(|failed| resume_unwind(failed.into_panic()));
     // A call into a hung libvirt must not keep the process.
     runtime.shutdown_background();

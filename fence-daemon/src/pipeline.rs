@@ -39,7 +39,7 @@ use std::time::Duration;
 use fence_common::caller::{Address, Caller};
 use fence_common::ending::Ending;
 use fence_common::ledger::{Arrival, Endpoint, Ledger, NoClaim, Ticket};
-use fence_common::sync::lock;
+use fence_common::sync::{Current, lock};
 use fence_common::wire::Reply;
 use fence_config::Groups;
 use tokio::sync::{Notify, watch};
@@ -102,7 +102,7 @@ type Newest = HashMap<Caller, Vec<(Endpoint, Arc<Notify>)>>;
 
 struct Shared {
     callback: Callback,
-    groups: Groups,
+    groups: Current<Groups>,
     hypervisors: Hypervisors,
     /// The hosts that answer together, if there are others.
     hosts: Option<Hosts>,
@@ -129,7 +129,7 @@ impl Pipeline {
     /// [`Pipeline::accept`]. `requests` records what becomes of each request.
     #[must_use]
     pub fn new(
-        groups: Groups,
+        groups: impl Into<Current<Groups>>,
         hypervisors: Hypervisors,
         hosts: Option<Hosts>,
         backlog: Backlog,
@@ -147,7 +147,7 @@ impl Pipeline {
         let ledger = Mutex::new(ledger);
         let shared = Shared {
             callback: Callback::default(),
-            groups,
+            groups: groups.into(),
             hypervisors,
             hosts,
             backlog,

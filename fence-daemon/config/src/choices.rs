@@ -7,7 +7,8 @@ use std::time::Duration;
 use strum::VariantArray;
 
 use super::contents::{Contents, Findings};
-use super::error::{Mistake, Plugin};
+use super::error::Mistake;
+use super::plugin::Plugin;
 use super::raw::{Section, clip};
 use super::resolved::{on_or_off, read};
 use super::settings::{Alone, Options, PAUSE_MAX, PAUSE_MAX_ANSWERED, RebootReply, Stress};

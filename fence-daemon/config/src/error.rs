@@ -10,6 +10,7 @@ use annotate_snippets::Level;
 
 use super::key::KeyFileError;
 use super::listeners::ListenerMistake;
+use super::plugin::Plugin;
 use super::position::{Message, Position};
 use super::raw::SyntaxKind;
 use super::syntax::{syntax_help, syntax_label};
@@ -290,47 +291,12 @@ pub enum Mistake {
     /// A restriction stands where it restricts nothing.
     #[error("`{0}` does not restrict anything here")]
     Misplaced(String),
-}
-
-/// What `listener` and `backend` name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Plugin {
-    /// Where requests come from.
-    Listener,
-    /// What carries requests out.
-    Backend,
-}
-
-impl Plugin {
-    /// The configuration key.
-    #[must_use]
-    pub const fn key(self) -> &'static str {
-        match self {
-            Self::Listener => "listener",
-            Self::Backend => "backend",
-        }
-    }
-
-    /// The supported names, the usual one first.
-    #[must_use]
-    pub const fn supported(self) -> &'static [&'static str] {
-        match self {
-            Self::Listener => &["multicast", "tcp", "vsock", "serial"],
-            Self::Backend => &["libvirt", "cpg"],
-        }
-    }
-
-    /// The usual name.
-    #[must_use]
-    pub fn usual(self) -> &'static str {
-        self.supported().first().copied().unwrap_or_default()
-    }
-}
-
-impl fmt::Display for Plugin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.key())
-    }
+    /// A reload would change what stays as it is while the daemon runs.
+    #[error("`{0}` cannot change while the daemon runs")]
+    Fixed(&'static str),
+    /// A reload would switch the kernel program of a listener on or off.
+    #[error("a listener's groups cannot get the first `key_file`, or lose the last one, while the daemon runs")]
+    GroupKeysFixed,
 }
 
 impl Mistake {
@@ -372,6 +338,8 @@ impl Mistake {
             Self::OutsideGroup(_) => "not inside a `group`".to_owned(),
             Self::SectionTwice { line, .. } => format!("is this one meant, or the one on line {line}?"),
             Self::Misplaced(_) => "everyone could fence everything".to_owned(),
+            Self::Fixed(_) => "not what the daemon was started with".to_owned(),
+            Self::GroupKeysFixed => "it switches the kernel program off or on".to_owned(),
         }
     }
 
@@ -441,6 +409,9 @@ impl Mistake {
                 let many = ["multicast", "tcp", "vsock"].iter().any(|kind| kind.eq_ignore_ascii_case(name));
                 let rename = if many { "give this one another name, " } else { "" };
                 format!("{rename}put both into one `{name}`, or remove one (fence_virtd ignores the one on line {line})")
+            }
+            Self::Fixed(_) | Self::GroupKeysFixed => {
+                "change it back, or restart the daemon: systemctl restart fence-daemon".to_owned()
             }
             Self::OutsideGroup(_) | Self::Misplaced(_) => {
                 "write `groups { group { ip = \"...\"; uuid = \"...\"; } }` at the top level of the file".to_owned()

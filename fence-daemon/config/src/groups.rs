@@ -1,5 +1,6 @@
 //! Section `groups`: which clients may fence which domains, and with which key.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::Path;
 
@@ -58,13 +59,24 @@ impl Groups {
             Self::Only(groups) => groups.as_slice(),
         };
         let own = groups.iter().filter_map(|group| Some((group.owner, group.keys.as_ref()?)));
-        // Owners are numbered in the order in which they first appear.
-        let fresh = own.scan(KeyOwner::EVERYBODY, |last, (owner, files)| {
-            let is_new = owner > *last;
-            *last = owner.max(*last);
-            Some(is_new.then_some((owner, files)))
-        });
-        fresh.flatten()
+        let mut seen = BTreeSet::new();
+        own.filter(move |(owner, _)| seen.insert(*owner))
+    }
+
+    /// Numbers the owners of keys: those in `known` by their place, and others behind them.
+    ///
+    /// After a reload a number must not mean other files than before: a request under way carries
+    /// the number of its key's owner.
+    pub fn number_owners(&mut self, known: &mut Vec<KeyFiles>) {
+        let Self::Only(groups) = self else { return };
+        for group in groups {
+            let Some(keys) = &group.keys else { continue };
+            let place = known.iter().position(|files| files == keys).unwrap_or_else(|| {
+                known.push(keys.clone());
+                known.len().saturating_sub(1)
+            });
+            group.owner = KeyOwner(place.saturating_add(1));
+        }
     }
 
     /// Whether a group with a key of its own counts at the listener with this number.
@@ -81,21 +93,12 @@ impl Groups {
 /// it does not know such keys.
 pub(super) fn groups(section: &Section<'_>, listeners: &mut [Listener], findings: &mut Findings<'_>) -> Groups {
     let sections = Contents::new(&section.items, &GROUPS, findings);
-    let mut groups: Vec<Group> = sections.sections().map(|section| group(section, listeners, findings)).collect();
+    let groups: Vec<Group> = sections.sections().map(|section| group(section, listeners, findings)).collect();
     if groups.is_empty() {
         findings.mistake(&section.name.span, Mistake::NoGroup);
     }
-    let mut owners: Vec<KeyFiles> = Vec::new();
-    for group in &mut groups {
-        let Some(keys) = &group.keys else { continue };
-        let known = owners.iter().position(|files| files == keys);
-        let position = known.unwrap_or_else(|| {
-            owners.push(keys.clone());
-            owners.len().saturating_sub(1)
-        });
-        group.owner = KeyOwner(position.saturating_add(1));
-    }
-    let (groups, mut digests) = (Groups::Only(groups), Vec::new());
+    let (mut groups, mut digests) = (Groups::Only(groups), Vec::new());
+    groups.number_owners(&mut Vec::new());
     for (number, listener) in listeners.iter_mut().enumerate() {
         if !groups.have_keys(number) {
             continue;
@@ -264,6 +267,22 @@ mod tests {
             |first: &str, second: Option<&str>| KeyFiles { first: first.into(), second: second.map(Into::into) };
         let found: Vec<_> = config.groups.key_files().map(|(owner, files)| (owner.0, files.clone())).collect();
         assert_eq!(found, [(1, files("/a", None)), (2, files("/b", Some("/b2")))]);
+    }
+
+    /// A request under way keeps its owner's number over a reload.
+    #[test]
+    fn the_number_of_an_owner_never_means_other_files() {
+        let own = |keys: &str| format!("group {{ {MEMBERS} key_file = \"{keys}\"; }}\n");
+        let mut known = Vec::new();
+        let mut numbers = |files: &[&str]| {
+            let text: String = files.iter().map(|file| own(file)).collect();
+            let mut groups = read(&text, "").unwrap().groups;
+            groups.number_owners(&mut known);
+            groups.key_files().map(|(owner, _)| owner.0).collect::<Vec<_>>()
+        };
+        assert_eq!(numbers(&["/a", "/b"]), [1, 2]);
+        assert_eq!(numbers(&["/c", "/b"]), [3, 2]);
+        assert_eq!(numbers(&["/b", "/a", "/b"]), [2, 1]);
     }
 
     #[test]

@@ -14,6 +14,7 @@
 
 #[cfg(any(test, feature = "cases"))]
 pub mod cases;
+mod change;
 mod choices;
 mod contents;
 mod cpg;
@@ -27,6 +28,7 @@ mod listeners;
 mod metrics;
 mod multicast;
 mod permission;
+mod plugin;
 mod position;
 mod rate_limit;
 pub mod raw;
@@ -49,13 +51,14 @@ use fence_common::keys::{GroupKey, KeyPair};
 
 pub use choices::{STATE_DIRECTORY as DEFAULT_STATE_DIRECTORY, in_seconds};
 pub use cpg::{Backend, CpgMistake};
-pub use error::{ConfigError, Mistake, Mistakes, Plugin, UnusableKey};
+pub use error::{ConfigError, Mistake, Mistakes, UnusableKey};
 pub use groups::{Group, Groups};
 pub use key::{KeyFileError, Unusable};
 pub use listeners::{KeyFiles, Listener, ListenerKind, ListenerMistake};
 pub use metrics::{Metrics, MetricsMistake, PORT as METRICS_PORT};
 pub use multicast::{Attach, KEY_FILE as DEFAULT_KEY_FILE, Multicast};
 pub use permission::Unmatched;
+pub use plugin::Plugin;
 pub use position::{Position, Source};
 pub use rate_limit::RateLimit;
 pub use reading::read;
@@ -82,6 +85,19 @@ pub const MAX_SIZE: usize = 4 << 20;
 pub fn load(path: &Path) -> Result<(Config, Warnings), ConfigError> {
     let (bytes, warnings) = read(path)?;
     parse(&Source::new(path, &bytes), warnings)
+}
+
+/// Reads and resolves the file again, for a daemon that runs with `running`. That is what the file
+/// said before, without the command line.
+///
+/// # Errors
+/// As [`load`], and if the daemon cannot take a change without a restart.
+pub fn load_again(path: &Path, running: &Config) -> Result<(Config, Warnings), ConfigError> {
+    let (bytes, warnings) = read(path)?;
+    let source = Source::new(path, &bytes);
+    let (config, warnings) = parse(&source, warnings)?;
+    let warnings = change::check(running, &config, &source, warnings)?;
+    Ok((config, warnings))
 }
 
 /// The keys that a configuration names.

@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use strum::IntoStaticStr;
 
 use super::contents::{Contents, Findings, Scope};
-use super::error::{Mistake, Plugin};
+use super::error::Mistake;
 use super::multicast::{self, MULTICAST, Multicast};
+use super::plugin::Plugin;
 use super::raw::{Item, Section, Span, clip};
 use super::resolved::{NOTHING, absolute, items_of};
 use super::serial::{self, Around, SERIAL, Serial};

@@ -1,18 +1,20 @@
 //! The configuration as the daemon works with it: every value parsed, every default filled in.
 
 use std::collections::HashSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use strum::VariantArray as _;
 
 use super::choices;
 use super::contents::{Contents, Findings, Scope};
 use super::cpg::{self, Backend, CPG, CpgMistake};
-use super::error::{ConfigError, Mistake, Plugin};
+use super::error::{ConfigError, Mistake};
 use super::groups::{self, Groups};
 use super::listeners::{self, Listener};
 use super::metrics::{self, Metrics};
 use super::multicast::Multicast;
+use super::plugin::Plugin;
 use super::position::Source;
 use super::rate_limit::{self, RATE_LIMIT, RateLimit};
 use super::raw::{Assignment, Item, Section, Span, clip};
@@ -254,9 +256,12 @@ pub(super) fn on_or_off(text: &str) -> Option<bool> {
     }
 }
 
-/// Makes a path absolute from the working directory, since the daemon moves to `/` later.
+/// Makes a path absolute from the working directory of the first call: the daemon moves to `/`, and
+/// reads the file again there.
 pub(super) fn absolute(path: &str) -> PathBuf {
-    std::path::absolute(path).unwrap_or_else(|_| Path::new(path).to_owned())
+    static FROM: OnceLock<PathBuf> = OnceLock::new();
+    let path = FROM.get_or_init(|| std::env::current_dir().unwrap_or_default()).join(path);
+    std::path::absolute(&path).unwrap_or(path)
 }
 
 /// `uri`, `uri1`, `uri2`, ... in the order of their numbers; of each the last one.
@@ -285,6 +290,7 @@ fn uris(section: &Contents<'_>, findings: &mut Findings<'_>) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use std::net::IpAddr;
+    use std::path::Path;
 
     use fence_common::hash::HashKind;
     use fence_common::wire::{DEFAULT_GROUP_V4, DEFAULT_GROUP_V6};

@@ -15,6 +15,7 @@ use crate::control::multicast::Watched;
 use crate::intake::kernel::{self, KernelProgram, Mode, SharedLimits};
 use crate::intake::keyring::Keyring;
 use crate::intake::memberships::{Coming, chain};
+use crate::intake::rate_limits::RateLimits;
 use crate::intake::replay_cache::ReplayCache;
 use crate::intake::request::Origin;
 use crate::intake::ring::RequestRing;
@@ -35,6 +36,7 @@ pub(super) struct KernelConsumers {
 pub(super) struct Load {
     listener: Listening,
     keys: Keyring,
+    limits: RateLimits,
     origin: Origin,
     mode: Mode,
     /// What it is to know before it sees a packet.
@@ -89,14 +91,15 @@ impl Load {
         listener: Listening,
         mode: Mode,
         keys: Keyring,
+        limits: &RateLimits,
         origin: Origin,
         replays: &Arc<ReplayCache>,
         watched: &Arc<Watched>,
     ) -> (Self, KernelConsumers) {
         let (program, coming) = oneshot::channel();
         let (ring, ring_coming) = oneshot::channel();
-        let (replays, watched) = (Arc::clone(replays), Arc::clone(watched));
-        let load = Self { listener, keys, origin, mode, replays, watched, program, ring };
+        let (limits, replays, watched) = (limits.clone(), Arc::clone(replays), Arc::clone(watched));
+        let load = Self { listener, keys, limits, origin, mode, replays, watched, program, ring };
         (load, KernelConsumers { program: coming, ring: ring_coming })
     }
 
@@ -106,7 +109,8 @@ impl Load {
             Some(limits) => program.share_limits(limits)?,
             None => *limits = Some(program.limits()?),
         }
-        // The keys of this moment, which may differ from those of the start.
+        // The limits of this moment, and the keys, which may differ from those of the start.
+        self.limits.connect(Box::new(program.config(self.listener)?))?;
         if let Some(slots) = program.take_keys()? {
             self.keys.connect(Box::new(slots))?;
         }

@@ -5,19 +5,19 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use fence_common::admit::Rules;
-use fence_common::rate_limit::Limits;
 use fence_common::verdict::Counters;
 use fence_config::{Listener, Multicast};
 use fence_net::interface::Wanted;
 use tokio::sync::{oneshot, watch};
 use tracing::warn;
 
+use super::key_plan::KeyPlan;
 use super::load::{self, KernelConsumers, Load};
-use super::reload::KeyPlan;
 use crate::control::multicast::Watched;
 use crate::intake::judge::Judge;
 use crate::intake::links::Links;
 use crate::intake::memberships::{Follower, Heard, Memberships};
+use crate::intake::rate_limits::RateLimits;
 use crate::intake::replay_cache::ReplayCache;
 use crate::intake::request::Origin;
 use crate::intake::ring::RequestRing;
@@ -69,6 +69,8 @@ pub(super) struct Multicasts {
     pub(super) rings: Vec<oneshot::Receiver<RequestRing>>,
     /// Where `systemctl status` says what libvirt lacks.
     pub(super) libvirt: StatusPart,
+    /// Where it says why a reload was refused.
+    pub(super) reload: StatusPart,
     memberships: Vec<(Memberships, Links)>,
 }
 
@@ -80,14 +82,14 @@ impl Multicasts {
         several: bool,
         plan: &KeyPlan,
         judge: &Judge,
-        limits: Limits,
+        limits: &RateLimits,
         replays: &Arc<ReplayCache>,
         origin: impl Fn(usize) -> Origin,
     ) -> Self {
-        let (mut parts, mut earlier) = (StatusPart::of(opened.len() + 1).into_iter(), Vec::<Multicast>::new());
-        let libvirt = parts.next().unwrap_or_else(StatusPart::only);
+        let (mut parts, mut earlier) = (StatusPart::of(opened.len() + 2).into_iter(), Vec::<Multicast>::new());
+        let [libvirt, reload] = [(); 2].map(|()| parts.next().unwrap_or_else(StatusPart::only));
         let (sockets, watched, loads, rings, memberships) = Default::default();
-        let mut all = Self { sockets, watched, loads, rings, libvirt, memberships };
+        let mut all = Self { sockets, watched, loads, rings, libvirt, reload, memberships };
         for one in opened {
             let (keys, origin, rules) = (plan.ring(one.number), origin(one.number), one.rules());
             let Opened { settings, socket, .. } = one;
@@ -95,9 +97,9 @@ impl Multicasts {
             let mode = load::mode(&settings, &earlier, &keys);
             let watched = Watched::new(settings.clone(), &socket, mode.is_some());
             let program = mode.map(|mode| {
-                let listener = load::boundary(&settings, rules, limits);
+                let listener = load::boundary(&settings, rules, limits.now());
                 let (load, KernelConsumers { program, ring }) =
-                    Load::new(listener, mode, keys, origin.clone(), replays, &watched);
+                    Load::new(listener, mode, keys, limits, origin.clone(), replays, &watched);
                 all.loads.push(load);
                 all.rings.push(ring);
                 program

@@ -1,404 +1,186 @@
-//! SIGHUP: reads the key files again and accepts their keys from then on. Names of tcp listeners
-//! are looked up again.
+//! SIGHUP: reads the configuration and the key files again, and takes all of them or nothing. Names
+//! of tcp listeners are looked up again.
 //!
-//! If anything is wrong with one of them, all old keys stay, and one line says why and what to do.
-//! The configuration file itself is not read again.
+//! Keys, groups, rate limits, and how domains are killed and rebooted change at once. All else
+//! takes a restart: a file with such a change is refused as one with a mistake is. The log then
+//! shows where it is, and `systemctl status` names it.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use fence_common::key::Key;
-use fence_common::keys::{GroupKey, KeyPair};
-use fence_config::key::{self, FoundAll, FoundPair};
-use fence_config::{FoundKeys, Groups, Listener, Unusable, Warnings};
+use fence_common::sync::Current;
+use fence_config::{Config, ConfigError, Groups, KeyFiles, Listener};
 use tokio::signal::unix::Signal;
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
-use crate::intake::keyring::{Keyring, Rotated, RotationError};
+use super::key_plan::{KeyPlan, ReloadError};
+use crate::hypervisor::Hypervisors;
+use crate::intake::kernel;
+use crate::intake::keyring::{Rotated, RotationError};
 use crate::intake::memberships::chain;
-use crate::systemd;
+use crate::intake::rate_limits::RateLimits;
+use crate::intake::replay_cache::ReplayCache;
+use crate::systemd::{self, StatusPart};
 
-/// Why the keys stay as they are.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum ReloadError {
-    /// A file cannot be used at all.
-    #[error("{error} ({help})", error = .0.error, help = .0.error.help())]
-    File(#[from] Unusable),
-    /// Longer than any peer reads, so it does not look like a key.
-    #[error("the key file {} is longer than a key (cut it: head -c 4096; or is it another file?)", .0.display())]
-    TooLong(PathBuf),
-    /// The beginning of a key that is in force.
-    #[error(
-        "the key file {} holds only the beginning of a key that is accepted now: it was not copied to its end (copy it again)",
-        .0.display()
-    )]
-    CutOff(PathBuf),
-    /// An interrupted copy leaves such a file on many file systems.
-    #[error("the key file {} holds nothing but zero bytes: its content was never written (copy it again)", .0.display())]
-    Zeros(PathBuf),
-    /// The kernel does not take them.
-    #[error("{}", chain(.0))]
-    Rotation(#[from] RotationError),
-    /// The thread that reads them broke off.
-    #[error("the files were not read to the end")]
-    Broken,
-}
-
-/// The keys of a configuration, where they are used.
+/// The configuration file and what it says.
 #[derive(Clone, Debug)]
-pub(super) struct KeyPlan {
-    listeners: Vec<Listener>,
-    groups: Groups,
-    /// That of each listener, in their order. Those with the same key files share one.
-    rings: Vec<Keyring>,
+pub struct ConfigFile {
+    /// The file.
+    pub path: PathBuf,
+    /// What the file said when it was last taken, without the command line.
+    pub config: Config,
 }
 
-impl KeyPlan {
-    /// The plan of a configuration, with the keys that were found for it.
-    pub(super) fn new(listeners: Vec<Listener>, groups: Groups, found: FoundKeys) -> Self {
-        let mut rings: Vec<Keyring> = Vec::new();
-        let mut pairs = found.listeners.into_iter();
-        for listener in &listeners {
-            let (files, pair) = (listener.key_files(), pairs.next().flatten());
-            let mut known = listeners.iter().zip(&rings).filter(|(other, _)| other.key_files() == files);
-            let ring = known.next().map_or_else(|| Keyring::new(pair), |(_, ring)| ring.clone());
-            rings.push(ring);
-        }
-        let plan = Self { listeners, groups, rings };
-        plan.set_groups(&found.groups);
-        plan
+/// What a reload changes.
+pub(super) struct Reload {
+    pub(super) running: ConfigFile,
+    pub(super) plan: KeyPlan,
+    pub(super) groups: Current<Groups>,
+    pub(super) limits: RateLimits,
+    pub(super) replays: Arc<ReplayCache>,
+    pub(super) hypervisors: Hypervisors,
+    /// Where `systemctl status` says why a file was not taken.
+    pub(super) status: StatusPart,
+    owners: Vec<KeyFiles>,
+}
+
+/// Why nothing changes.
+#[derive(Debug, thiserror::Error)]
+enum NotTaken {
+    /// The configuration file.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A key file, or the kernel refuses a key.
+    #[error(transparent)]
+    Keys(#[from] ReloadError),
+    /// The kernel refuses the rate limits.
+    #[error("{}", chain(.0))]
+    Limits(#[from] kernel::Error),
+}
+
+/// What a reload has changed.
+#[derive(Debug)]
+struct Taken {
+    keys: Rotated,
+    /// Whether any key is needed.
+    is_keyed: bool,
+    /// The parts of the configuration that are others now.
+    changed: Vec<&'static str>,
+    /// A key that was dropped, and that a kernel program may still have.
+    not_wiped: Option<ReloadError>,
+}
+
+impl Reload {
+    pub(super) fn new(
+        running: ConfigFile,
+        plan: KeyPlan,
+        groups: Current<Groups>,
+        limits: RateLimits,
+        replays: Arc<ReplayCache>,
+        hypervisors: Hypervisors,
+        status: StatusPart,
+    ) -> Self {
+        let owners = running.config.groups.key_files().map(|(_, files)| files.clone()).collect();
+        Self { running, plan, groups, limits, replays, hypervisors, status, owners }
     }
 
-    /// The keys of the listener with this number.
-    pub(super) fn ring(&self, listener: usize) -> Keyring {
-        self.rings.get(listener).cloned().unwrap_or_else(|| Keyring::new(None))
-    }
+    /// Reads all files again, and takes what they say.
+    fn reload(&mut self) -> Result<Taken, NotTaken> {
+        let (mut config, warnings) = fence_config::load_again(&self.running.path, &self.running.config)?;
+        let mut owners = self.owners.clone();
+        config.groups.number_owners(&mut owners);
+        let found = self.plan.read(&config.listeners, &config.groups)?;
 
-    /// The keys of the first listener that has some.
-    pub(super) fn first_ring(&self) -> Keyring {
-        self.rings().next().map_or_else(|| Keyring::new(None), |(_, ring)| ring.clone())
-    }
-
-    /// Each ring once, with the number of a listener that uses it. A ring without key files stays
-    /// empty.
-    fn rings(&self) -> impl Iterator<Item = (usize, &Keyring)> {
-        let files = |at: usize| self.listeners.get(at).and_then(Listener::key_files);
-        let is_first = move |at: &usize| files(*at).is_some() && (0..*at).all(|earlier| files(earlier) != files(*at));
-        self.rings.iter().enumerate().filter(move |(at, _)| is_first(at))
-    }
-
-    fn set_groups(&self, keys: &[GroupKey]) -> Rotated {
-        let mut changed = Rotated { added: 0, dropped: 0, accepted: 0 };
-        for ring in &self.rings {
-            let rotated = ring.set_groups(keys.to_vec());
-            // Each ring has them all. A clone of an earlier ring sees no change.
-            if rotated.added + rotated.dropped > 0 || changed.accepted == 0 {
-                changed = rotated;
+        // What can fail comes first.
+        let before = self.limits.now();
+        self.limits.change(config.rate_limit.limits())?;
+        let (mut keys, not_wiped) = match self.plan.rotate(&found) {
+            Ok(keys) => (keys, None),
+            Err(error @ ReloadError::Rotation(RotationError::NotWiped(_))) => {
+                (Rotated { added: 0, dropped: 0, accepted: 0 }, Some(error))
             }
+            Err(error) => {
+                if let Err(error) = self.limits.change(before) {
+                    error!("old rate limits cannot be put back: {}", chain(&error));
+                }
+                return Err(error.into());
+            }
+        };
+        // The groups before their keys: nobody is denied who has signed with a new key. If
+        // everybody's key becomes a group's, nobody has it for a moment. A request at that moment
+        // is sent again.
+        self.groups.set(config.groups.clone());
+        let is_keyed = config.listeners.iter().any(|listener| listener.key_files().is_some());
+        keys = keys.and(self.plan.set_groups(&found.groups.into_iter().map(|found| found.key).collect::<Vec<_>>()));
+        self.replays.set_window(config.rate_limit.replay_window);
+        self.hypervisors.set_options(config.hypervisor.clone());
+        for line in warnings.lines() {
+            warn!("{line}");
         }
-        changed
+        let changed = changed(&self.running.config, &config);
+        (self.running.config, self.owners) = (config, owners);
+        Ok(Taken { keys, is_keyed, changed, not_wiped })
     }
 
-    /// Reads the key files again and accepts their keys. `None` if no key is needed.
-    ///
-    /// # Errors
-    /// See [`ReloadError`]: the keys are unchanged, except with [`RotationError::NotWiped`].
-    pub(super) fn reload(&self) -> Result<Option<Rotated>, ReloadError> {
-        let mut warnings = Warnings::default();
-        if self.rings().next().is_none() {
-            return Ok(None);
+    /// Reads all files again, and tells what came of it.
+    fn at_signal(&mut self) {
+        let taken = match self.reload() {
+            Ok(taken) => taken,
+            Err(refused) => {
+                // One line for `systemctl status`, and all lines for the log.
+                self.status.show(&format!("the last reload was refused: {refused}"));
+                error!("SIGHUP: the old keys stay in force, and the old configuration: {refused}");
+                if let NotTaken::Config(error) = refused {
+                    error.render(false).lines().for_each(|line| error!("{line}"));
+                }
+                return;
+            }
+        };
+        self.status.show("");
+        let Rotated { added, dropped, accepted } = taken.keys;
+        match taken.not_wiped {
+            Some(error) => error!("SIGHUP: {error}"),
+            None if !taken.is_keyed => {
+                info!("SIGHUP: no key is needed (hash and auth are \"none\"), so none is read again");
+            }
+            None if added + dropped == 0 => info!(accepted, "SIGHUP: the keys were read again, and are the same"),
+            None => info!(accepted, added, dropped, "SIGHUP: the keys were read again, and changed"),
         }
-        let found = key::load_all(&self.listeners, &self.groups, &mut warnings)?;
-        self.check(&found)?;
-        for warning in &warnings {
-            warn!("{warning}");
+        if !taken.changed.is_empty() {
+            info!("the configuration was read again, and changed: {}", taken.changed.join(", "));
         }
-        // Only a kernel program can refuse keys, and none is loaded if groups have their own. The
-        // listeners' keys come first. If everybody's key becomes a group's, nobody has it for a
-        // moment. A request at that moment is sent again.
-        let FoundAll { mut listeners, groups } = found;
-        let mut pair = |at: usize| listeners.get_mut(at).and_then(Option::take).map(KeyPair::from);
-        let changes: Vec<_> = self.rings().filter_map(|(at, ring)| Some((ring.clone(), pair(at)?))).collect();
-        let rotated = Keyring::rotate_all(changes)?;
-        let of_groups: Vec<_> = groups.into_iter().map(|found| found.key).collect();
-        Ok(Some(rotated.and(self.set_groups(&of_groups))))
-    }
-
-    /// Looks for mistakes that a new key can hardly be meant to have. (At the start they do not
-    /// stop the daemon: stock servers would accept the key, and there is no better one to go on
-    /// with.)
-    fn check(&self, found: &FoundAll) -> Result<(), ReloadError> {
-        let of_all = found.pairs().flat_map(FoundPair::each).map(|(found, path)| (&found.key, found.is_cut, path));
-        let of_groups = found.groups.iter().map(|found| (&*found.key.key, found.is_cut, found.path.as_path()));
-        let accepted: Vec<Arc<Key>> = self
-            .rings
-            .iter()
-            .flat_map(|ring| {
-                let groups: Vec<_> = ring.groups().iter().map(|group| Arc::clone(&group.key)).collect();
-                ring.current().iter().cloned().chain(groups).collect::<Vec<_>>()
-            })
-            .collect();
-        for (key, is_cut, path) in of_all.chain(of_groups) {
-            let bytes = key.dangerous_bytes();
-            if accepted.iter().any(|known| known.dangerous_bytes() == bytes) {
-                continue;
-            }
-            let of = |error: fn(PathBuf) -> ReloadError, path: &Path| Err(error(path.to_owned()));
-            if is_cut {
-                return of(ReloadError::TooLong, path);
-            }
-            if bytes.iter().all(|byte| *byte == 0) {
-                return of(ReloadError::Zeros, path);
-            }
-            if accepted.iter().any(|known| known.dangerous_bytes().starts_with(bytes)) {
-                return of(ReloadError::CutOff, path);
-            }
-        }
-        Ok(())
     }
 }
 
-/// Reads the keys again at each SIGHUP, until it is dropped. Tells systemd when that begins and
-/// ends, and `reloads` at its beginning.
-pub(super) async fn at_each(mut hangup: Signal, plan: KeyPlan, reloads: watch::Sender<()>) {
+/// The parts in which two configurations differ.
+fn changed(one: &Config, other: &Config) -> Vec<&'static str> {
+    let files = |config: &Config| config.listeners.iter().map(Listener::key_files).collect::<Vec<_>>();
+    let each = [
+        ("key files", files(one) != files(other)),
+        ("groups", one.groups != other.groups),
+        ("rate limits", one.rate_limit != other.rate_limit),
+        ("how domains are killed and rebooted", one.hypervisor != other.hypervisor),
+    ];
+    each.iter().filter(|(_, differs)| *differs).map(|(part, _)| *part).collect()
+}
+
+/// Reloads at each SIGHUP, until it is dropped. Tells systemd when that begins and ends, and
+/// `reloads` at its beginning.
+pub(super) async fn at_each(mut hangup: Signal, mut reload: Reload, reloads: watch::Sender<()>) {
     while hangup.recv().await.is_some() {
         systemd::notify_reloading();
         reloads.send_replace(());
-        let again = {
-            let plan = plan.clone();
-            // It waits while another process writes a file.
-            tokio::task::spawn_blocking(move || plan.reload())
-        };
-        match again.await.unwrap_or(Err(ReloadError::Broken)) {
-            Ok(Some(Rotated { added: 0, dropped: 0, accepted })) => {
-                info!(accepted, "SIGHUP: the keys were read again, and are the same");
-            }
-            Ok(Some(Rotated { added, dropped, accepted })) => {
-                info!(accepted, added, dropped, "SIGHUP: the keys were read again, and changed");
-            }
-            Ok(None) => info!("SIGHUP: no key is needed (hash and auth are \"none\"), so none is read again"),
-            Err(error @ ReloadError::Rotation(RotationError::NotWiped(_))) => error!("SIGHUP: {error}"),
-            Err(error) => error!("SIGHUP: the old keys stay in force: {error}"),
+        // It waits while another process writes a file.
+        let again = tokio::task::spawn_blocking(move || {
+            reload.at_signal();
+            reload
+        });
+        match again.await {
+            Ok(again) => reload = again,
+            // It has panicked, which must not end the daemon.
+            Err(error) => return error!("SIGHUP: files are not read again any more: {error}"),
         }
         systemd::notify_ready();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use fence_config::{self as config, Config, KeyFileError, Source};
-    use std::os::unix::fs::PermissionsExt;
-    use tempfile::{TempDir, tempdir};
-
-    struct Reloading {
-        dir: TempDir,
-        plan: KeyPlan,
-        keys: Keyring,
-    }
-
-    impl Reloading {
-        fn new() -> Self {
-            Self::with("")
-        }
-
-        /// `more`, where `DIR` is the directory of the files.
-        fn with(more: &str) -> Self {
-            Self::with_listeners("", more)
-        }
-
-        /// The same, with `listeners` beside the one without a name.
-        fn with_listeners(listeners: &str, more: &str) -> Self {
-            let dir = tempdir().unwrap();
-            let path = |name: &str| dir.path().join(name).display().to_string();
-            let text = format!(
-                "fence_virtd {{ listener = \"multicast\"; backend = \"libvirt\"; }}\n\
-                 listeners {{ multicast {{ key_file = \"{}\"; key_file2 = \"{}\"; }} {} }}\n{}",
-                path("one"),
-                path("two"),
-                listeners.replace("DIR", &dir.path().display().to_string()),
-                more.replace("DIR", &dir.path().display().to_string())
-            );
-            let (config, _) =
-                config::parse(&Source::new(Path::new("f"), text.as_bytes()), Warnings::default()).unwrap();
-            let Config { listeners, groups, .. } = config;
-            let plan = KeyPlan::new(listeners, groups, FoundKeys::default());
-            let bench = Self { dir, keys: plan.ring(0), plan };
-            bench.write("one", OLD);
-            bench.write("of-a", OF_A);
-            bench.write("of-dmz", OF_DMZ);
-            assert!(bench.reload().is_ok());
-            bench
-        }
-
-        fn write(&self, name: &str, bytes: &[u8]) {
-            let path = self.dir.path().join(name);
-            std::fs::write(&path, bytes).unwrap();
-            std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
-        }
-
-        fn reload(&self) -> Result<Option<Rotated>, ReloadError> {
-            self.plan.reload()
-        }
-
-        fn accepted(&self) -> Vec<Vec<u8>> {
-            self.keys.current().iter().map(|key| key.dangerous_bytes().to_vec()).collect()
-        }
-    }
-
-    const OLD: &[u8] = b"the old key, of some length";
-    const NEW: &[u8] = b"a new key";
-    const OF_A: &[u8] = b"a group's own key, of some length";
-    const OF_DMZ: &[u8] = b"the key of another listener, of some length";
-
-    #[test]
-    fn each_listener_has_its_own_keys_and_a_reload_changes_all_of_them_or_none() {
-        let more = "multicast \"dmz\" { port = \"1\"; key_file = \"DIR/of-dmz\"; } \
-                    multicast \"same\" { port = \"2\"; key_file = \"DIR/one\"; key_file2 = \"DIR/two\"; }";
-        let bench = Reloading::with_listeners(more, "");
-        let of = |listener: usize| -> Vec<Vec<u8>> {
-            bench.plan.ring(listener).current().iter().map(|key| key.dangerous_bytes().to_vec()).collect()
-        };
-        assert_eq!((of(0), of(1), of(2)), (vec![OLD.to_vec()], vec![OF_DMZ.to_vec()], vec![OLD.to_vec()]));
-        // Two listeners with the same files count once.
-        bench.write("one", NEW);
-        assert_eq!(bench.reload().unwrap(), Some(Rotated { added: 1, dropped: 1, accepted: 2 }));
-        assert_eq!((of(0), of(1), of(2)), (vec![NEW.to_vec()], vec![OF_DMZ.to_vec()], vec![NEW.to_vec()]));
-        bench.write("one", OLD);
-        bench.write("of-dmz", b"");
-        let refused = bench.reload().unwrap_err().to_string();
-        assert!(refused.contains("of-dmz is empty"), "{refused}");
-        assert_eq!((of(0), of(1)), (vec![NEW.to_vec()], vec![OF_DMZ.to_vec()]));
-    }
-
-    /// A kernel program that takes no key from some time on.
-    #[derive(Clone, Debug, Default)]
-    struct Full(Arc<std::sync::atomic::AtomicBool>);
-
-    impl crate::intake::keyring::Slots for Full {
-        fn put(&mut self, _: u32, _: &fence_common::digest::KeySlot) -> Result<(), crate::intake::kernel::Error> {
-            let is_full = self.0.load(std::sync::atomic::Ordering::Relaxed);
-            if is_full { Err(crate::intake::kernel::Error::Missing("a map")) } else { Ok(()) }
-        }
-    }
-
-    #[test]
-    fn keys_that_one_kernel_program_refuses_change_at_no_listener() {
-        let bench = Reloading::with_listeners("multicast \"dmz\" { port = \"1\"; key_file = \"DIR/of-dmz\"; }", "");
-        let (full, dmz) = (Full::default(), bench.plan.ring(1));
-        dmz.connect(Box::new(full.clone())).unwrap();
-        full.0.store(true, std::sync::atomic::Ordering::Relaxed);
-        bench.write("one", NEW);
-        bench.write("of-dmz", b"another key of the other listener");
-        assert!(matches!(bench.reload(), Err(ReloadError::Rotation(RotationError::Refused(_)))));
-        assert_eq!((bench.accepted(), dmz.current().first().unwrap().dangerous_bytes()), (vec![OLD.to_vec()], OF_DMZ));
-        full.0.store(false, std::sync::atomic::Ordering::Relaxed);
-        assert_eq!(bench.reload().unwrap(), Some(Rotated { added: 2, dropped: 2, accepted: 2 }));
-    }
-
-    #[test]
-    fn a_reload_changes_all_keys_or_none() {
-        let groups =
-            "groups { group { ip = \"10.0.0.1\"; uuid = \"a\"; key_file = \"DIR/of-a\"; key_file2 = \"DIR/of-a2\"; } }";
-        let bench = Reloading::with(groups);
-        let of_groups = || -> Vec<Vec<u8>> {
-            bench.keys.groups().iter().map(|group| group.key.dangerous_bytes().to_vec()).collect()
-        };
-        assert_eq!(of_groups(), [OF_A]);
-        bench.write("of-a2", NEW);
-        assert_eq!(bench.reload().unwrap(), Some(Rotated { added: 1, dropped: 0, accepted: 3 }));
-        assert_eq!(of_groups(), [OF_A, NEW]);
-        std::fs::rename(bench.dir.path().join("of-a2"), bench.dir.path().join("of-a")).unwrap();
-        assert_eq!(bench.reload().unwrap(), Some(Rotated { added: 0, dropped: 1, accepted: 2 }));
-        assert_eq!(of_groups(), [NEW]);
-        for (content, said) in [
-            (&b""[..], "is empty"),
-            (&NEW[..5], "only the beginning of a key"),
-            (&OLD[..5], "only the beginning of a key"),
-            (&[0; 40], "zero bytes"),
-            (OLD, "holds the same key as"),
-        ] {
-            bench.write("of-a", content);
-            bench.write("two", b"another key of everybody's");
-            let refused = bench.reload().unwrap_err().to_string();
-            let path = bench.dir.path().join("of-a");
-            assert!(refused.contains(said) && refused.contains(&path.display().to_string()), "{refused}");
-            assert_eq!((of_groups(), bench.accepted()), (vec![NEW.to_vec()], vec![OLD.to_vec()]), "{refused}");
-        }
-        // And the other way round.
-        bench.write("of-a", OF_A);
-        bench.write("two", b"");
-        assert!(bench.reload().is_err());
-        assert_eq!(of_groups(), [NEW]);
-    }
-
-    #[test]
-    fn the_second_key_file_may_appear_and_vanish() {
-        let bench = Reloading::new();
-        bench.write("two", NEW);
-        assert_eq!(bench.reload().unwrap(), Some(Rotated { added: 1, dropped: 0, accepted: 2 }));
-        assert_eq!(bench.accepted(), [OLD, NEW]);
-        std::fs::rename(bench.dir.path().join("two"), bench.dir.path().join("one")).unwrap();
-        assert_eq!(bench.reload().unwrap(), Some(Rotated { added: 0, dropped: 1, accepted: 1 }));
-        assert_eq!(bench.accepted(), [NEW]);
-        assert_eq!(bench.reload().unwrap(), Some(Rotated { added: 0, dropped: 0, accepted: 1 }));
-    }
-
-    #[test]
-    fn a_wrong_key_file_keeps_all_old_keys_and_names_the_remedy() {
-        let bench = Reloading::new();
-        let long = [&[7; 4096][..], b"8"].concat();
-        for (name, content, said) in [
-            ("one", &b""[..], "is empty (copy the guests' key there"),
-            ("one", &OLD[..10], "only the beginning of a key"),
-            ("one", &[0; 4096], "zero bytes"),
-            ("one", &long, "head -c 4096"),
-            ("two", b"", "is empty"),
-            ("two", &long, "head -c 4096"),
-            ("two", &[0; 9], "zero bytes"),
-        ] {
-            // The other file is right and new, but that does not help.
-            let other = if name == "one" { "two" } else { "one" };
-            bench.write(other, NEW);
-            bench.write(name, content);
-            let refused = bench.reload().unwrap_err().to_string();
-            let path = bench.dir.path().join(name);
-            assert!(refused.contains(said) && refused.contains(&path.display().to_string()), "{name}: {refused}");
-            assert!(!refused.contains('\n') && !refused.contains("old key"), "{refused}");
-            assert_eq!(bench.accepted(), [OLD], "{refused}");
-        }
-        std::fs::remove_file(bench.dir.path().join("one")).unwrap();
-        let refused = bench.reload().unwrap_err();
-        assert!(matches!(
-            &refused,
-            ReloadError::File(Unusable { setting: "key_file", error: KeyFileError::Missing(_) })
-        ));
-        assert_eq!(bench.accepted(), [OLD], "{refused}");
-    }
-
-    #[test]
-    fn a_half_written_key_file_keeps_the_old_keys() {
-        use std::io::Write as _;
-        let bench = Reloading::new();
-        let mut writer = std::fs::File::create(bench.dir.path().join("two")).unwrap();
-        writer.write_all(&NEW[..4]).unwrap();
-        let refused = bench.reload().unwrap_err().to_string();
-        assert!(refused.contains("two is being written (try again when it is complete"), "{refused}");
-        assert_eq!(bench.accepted(), [OLD]);
-        writer.write_all(&NEW[4..]).unwrap();
-        drop(writer);
-        bench.reload().unwrap();
-        assert_eq!(bench.accepted(), [OLD, NEW]);
-    }
-
-    #[test]
-    fn a_long_file_accepted_at_the_start_does_not_block_a_reload() {
-        let bench = Reloading::new();
-        let long = [9; 5000];
-        bench.keys.rotate(KeyPair::from(Key::new(&long).unwrap())).unwrap();
-        bench.write("one", &long);
-        bench.write("two", NEW);
-        assert_eq!(bench.reload().unwrap(), Some(Rotated { added: 1, dropped: 0, accepted: 2 }));
     }
 }

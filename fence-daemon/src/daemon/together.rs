@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use super::reload::KeyPlan;
+use super::key_plan::KeyPlan;
 use crate::clock::Moment;
 use crate::hosts::{Hosts, Parts, corosync, start};
 use crate::hypervisor::Hypervisors;

@@ -53,6 +53,7 @@ use std::time::Duration;
 
 use fence_common::caller::Vouched;
 use fence_common::hosts::GuestAddress;
+use fence_common::sync::Current;
 use fence_common::target::Target;
 use fence_config::Options;
 use tokio::sync::{oneshot, watch};
@@ -143,7 +144,8 @@ impl Hypervisors {
     fn with_races(uris: &[String], limits: Limits, options: Options, races: FenceRaces) -> Self {
         let (stop, stopped) = watch::channel(false);
         let uris: Vec<_> = uris.iter().enumerate().map(|(index, text)| Uri::new(text, index)).collect();
-        let Options { kill, reboot_method, reboot_reply, reboot_pause, state } = options;
+        let state = options.state.clone();
+        let options = Current::new(options);
         if let Some(directory) = &state {
             recall(&uris, directory);
         }
@@ -160,7 +162,7 @@ impl Hypervisors {
             records: Records::new(state),
             locks: Arc::clone(&locks),
             settling: Arc::clone(&settling),
-            pause: reboot_pause,
+            options: options.clone(),
             attempt_pause_max: limits.restart_pause,
         });
         restarter.inherit();
@@ -171,12 +173,16 @@ impl Hypervisors {
             restarts,
             restarter,
             races: Arc::new(races),
-            kill,
-            reboot_method,
-            reboot_reply,
+            options,
             reset: limits.reset,
         };
         Self { limits, known, orders: Arc::new(orders), stop: Arc::new(stop) }
+    }
+
+    /// Kills and reboots like this from now on. The directory of pending restarts stays.
+    pub fn set_options(&self, options: Options) {
+        let state = self.orders.options.now().state.clone();
+        self.orders.options.set(Options { state, ..options });
     }
 
     /// Waits until every URI is connected. Waits for ever for one that never is.
@@ -421,7 +427,8 @@ impl Hypervisors {
         let _ = timeout_at(begun + bound.max(LAST_ATTEMPT), restarted).await;
         let now = Moment::now();
         for Pending { plan, .. } in to_be_started() {
-            let next = farewell(plan.kept.is_some(), plan.died, self.orders.restarter.pause, now);
+            let pause = self.orders.options.now().reboot_pause;
+            let next = farewell(plan.kept.is_some(), plan.died, pause, now);
             tracing::error!(domain = %plan.domain, "fenced, but not started again before this daemon ends: {next}");
         }
         self.stop.send_replace(true);

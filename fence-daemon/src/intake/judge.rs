@@ -13,12 +13,13 @@ use fence_common::memory_store::MemoryStore;
 use fence_common::rate_limit::{self, Admission, Check, Failed, Limits, Room, Sender, Store, Strangers, Trusted};
 use fence_common::rejected::{REJECTED_MAX, Rejected};
 use fence_common::replay_cache::DatagramId;
-use fence_common::sync::lock;
+use fence_common::sync::{Current, lock};
 use fence_common::verdict::Verdict;
 use fence_common::wire::Request;
 use fence_config::Groups;
 
 use super::keyring::Keyring;
+use super::rate_limits::RateLimits;
 use super::replay_cache::ReplayCache;
 use super::request::Origin;
 use crate::clock::Moment;
@@ -30,10 +31,10 @@ use crate::observe::sources::RejectedView;
 pub struct Judge {
     keys: Keyring,
     origin: Arc<Origin>,
-    limits: Limits,
+    limits: RateLimits,
     senders: Arc<Mutex<MemoryStore>>,
     replays: Arc<ReplayCache>,
-    groups: Arc<Groups>,
+    groups: Current<Groups>,
     rejected: Arc<Mutex<[Rejected; REJECTED_MAX]>>,
 }
 
@@ -41,14 +42,14 @@ impl Judge {
     /// Without limits, replay cache or groups.
     #[must_use]
     pub fn new(keys: Keyring) -> Self {
-        let (replays, groups) = (Arc::new(ReplayCache::none(Duration::ZERO)), Arc::new(Groups::Everyone));
+        let (replays, groups) = (Arc::new(ReplayCache::none(Duration::ZERO)), Groups::Everyone.into());
         let (senders, rejected) = (Arc::default(), Arc::default());
-        Self { keys, origin: Arc::default(), limits: Limits::NONE, senders, replays, groups, rejected }
+        Self { keys, origin: Arc::default(), limits: Limits::NONE.into(), senders, replays, groups, rejected }
     }
 
     /// Limits rates as the kernel program does, with the senders that `replays` knows.
     #[must_use]
-    pub fn rate_limited(self, limits: Limits, replays: Arc<ReplayCache>) -> Self {
+    pub fn rate_limited(self, limits: impl Into<RateLimits>, replays: Arc<ReplayCache>) -> Self {
         {
             let mut records = lock(&self.senders);
             for (sender, at) in replays.senders() {
@@ -56,13 +57,13 @@ impl Judge {
                 records.trust(&Sender { mac: [0; 6], ..sender }, &trusted);
             }
         }
-        Self { limits, replays, ..self }
+        Self { limits: limits.into(), replays, ..self }
     }
 
     /// Accepts a group's key only from that group's addresses.
     #[must_use]
-    pub fn grouped(self, groups: Groups) -> Self {
-        Self { groups: Arc::new(groups), ..self }
+    pub fn grouped(self, groups: impl Into<Current<Groups>>) -> Self {
+        Self { groups: groups.into(), ..self }
     }
 
     /// The same for another listener, which has its own keys.
@@ -99,7 +100,7 @@ impl Judge {
     pub(super) fn permit(&self, sender: &Sender) -> Result<(), Verdict> {
         let mut senders = lock(&self.senders);
         let mut memory = SenderStore { senders: &mut senders, replays: &self.replays };
-        rate_limit::before_delivery(&mut memory, sender, Room::Ample, &self.limits, Moment::now().nanos())
+        rate_limit::before_delivery(&mut memory, sender, Room::Ample, &self.limits.now(), Moment::now().nanos())
     }
 
     /// Judges a request of the right form that `sender` has sent for `client`. Returns its
@@ -126,7 +127,7 @@ impl Judge {
 
     /// Whether a request that is signed with this owner's key may come from this client.
     pub(super) fn may_ask(&self, owner: KeyOwner, who: &Who<'_>) -> bool {
-        self.groups.may_ask(owner, who)
+        self.groups.now().may_ask(owner, who)
     }
 
     /// A key that does not count for the client is a wrong key.
@@ -143,7 +144,7 @@ impl Judge {
         };
         let mut senders = lock(&self.senders);
         let mut memory = SenderStore { senders: &mut senders, replays: &self.replays };
-        let (limits, now) = (&self.limits, Moment::now().nanos());
+        let (limits, now) = (&self.limits.now(), Moment::now().nanos());
         let mut check = Check { memory: &mut memory, sender, datagram_id, limits, now };
         check.before_digest()?;
         let Some((key, owner)) = self.keys.verify(request).filter(|(_, owner)| counts(*owner)) else {

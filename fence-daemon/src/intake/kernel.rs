@@ -16,6 +16,7 @@ use fence_net::interface::Interface;
 
 use self::memory::Heart;
 
+mod config;
 mod counters;
 mod error;
 mod forms;
@@ -27,6 +28,7 @@ mod ring;
 mod senders;
 mod shared;
 
+pub use config::ConfigMap;
 pub use counters::CounterReader;
 pub use error::Error;
 pub use interface::{Occupant, Sharer, Vlans};

@@ -140,17 +140,17 @@ impl Keyring {
         Ok(())
     }
 
-    /// Changes the keys of several rings, all of them or none.
+    /// Changes the keys of several rings, all of them or none. Returns what changed in each.
     ///
     /// # Errors
     /// As [`rotate`](Self::rotate).
-    pub fn rotate_all(changes: impl IntoIterator<Item = (Self, KeyPair)>) -> Result<Rotated, RotationError> {
-        let mut all = Rotated { added: 0, dropped: 0, accepted: 0 };
+    pub fn rotate_all(changes: impl IntoIterator<Item = (Self, KeyPair)>) -> Result<Vec<Rotated>, RotationError> {
+        let mut all = Vec::new();
         let (mut done, mut not_wiped): (Vec<(Self, Arc<Keys>)>, _) = (Vec::new(), None);
         for (ring, pair) in changes {
             let before = ring.current();
             match ring.rotate(pair) {
-                Ok(rotated) => all = all.and(rotated),
+                Ok(rotated) => all.push(rotated),
                 Err(error @ RotationError::NotWiped(_)) => not_wiped = Some(error),
                 Err(refused @ RotationError::Refused(_)) => {
                     for (ring, before) in done {

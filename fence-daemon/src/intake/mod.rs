@@ -19,6 +19,7 @@ mod lookup;
 pub mod memberships;
 pub mod passed;
 mod port;
+pub mod rate_limits;
 pub mod replay_cache;
 pub mod request;
 pub mod ring;

@@ -12,6 +12,7 @@
 use std::io;
 use std::path::Path;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use fence_common::rate_limit::{REPLAY_CACHE_MAX, Sender};
@@ -28,7 +29,7 @@ use crate::state::file::Locked;
 #[derive(Debug)]
 pub struct ReplayCache {
     /// For how long, in nanoseconds.
-    window: u64,
+    window: AtomicU64,
     replays: Mutex<replay_cache::ReplayCache>,
     senders: Mutex<Senders>,
     file: Option<Mutex<ReplayFile>>,
@@ -53,6 +54,10 @@ struct ReplayRecord {
     sender: Sender,
 }
 
+fn nanos(window: Duration) -> u64 {
+    u64::try_from(window.as_nanos()).unwrap_or(u64::MAX)
+}
+
 /// The length of a record.
 const LEN: usize = size_of::<ReplayRecord>();
 
@@ -60,8 +65,13 @@ impl ReplayCache {
     /// Keeps nothing beyond the process.
     #[must_use]
     pub fn none(window: Duration) -> Self {
-        let window = u64::try_from(window.as_nanos()).unwrap_or(u64::MAX);
-        Self { window, replays: Mutex::default(), senders: Mutex::default(), file: None, kernel: Mutex::default() }
+        Self {
+            window: AtomicU64::new(nanos(window)),
+            replays: Mutex::default(),
+            senders: Mutex::default(),
+            file: None,
+            kernel: Mutex::default(),
+        }
     }
 
     /// Opens the file in `directory`, creates both if need be, and reads an earlier daemon's
@@ -89,9 +99,18 @@ impl ReplayCache {
         cache
     }
 
+    fn window(&self) -> u64 {
+        self.window.load(Ordering::Relaxed)
+    }
+
+    /// Remembers datagrams for so long from now on.
+    pub fn set_window(&self, window: Duration) {
+        self.window.store(nanos(window), Ordering::Relaxed);
+    }
+
     /// Takes over records of this boot that are not too old. Returns where the next record goes.
     fn recall(&mut self, found: &[ReplayRecord], now: Moment) -> usize {
-        let is_good = |at: u64| at != 0 && at <= now.nanos() && now.nanos().saturating_sub(at) < self.window;
+        let is_good = |at: u64| at != 0 && at <= now.nanos() && now.nanos().saturating_sub(at) < self.window();
         let at = |record: &ReplayRecord| u64::from_le_bytes(record.at);
         let mut good: Vec<(usize, &ReplayRecord)> =
             found.iter().enumerate().filter(|(_, record)| is_good(at(record))).collect();
@@ -108,7 +127,7 @@ impl ReplayCache {
     /// already.
     pub fn is_new(&self, datagram_id: DatagramId, sender: Option<Sender>, in_kernel: bool) -> bool {
         let now = Moment::now().nanos();
-        if !lock(&self.replays).is_new(datagram_id, now, self.window) {
+        if !lock(&self.replays).is_new(datagram_id, now, self.window()) {
             return false;
         }
         if let Some(file) = &self.file {

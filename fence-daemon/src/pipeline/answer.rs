@@ -88,7 +88,7 @@ impl Shared {
         if !peer.request().op().names_a_domain() {
             return Ok(Permitted::Question);
         }
-        policy::authorize(&self.groups, peer).map(Permitted::Order).map_err(|denied| {
+        policy::authorize(&self.groups.now(), peer).map(Permitted::Order).map_err(|denied| {
             let reply = match denied {
                 Denied::NoDomain => Reply::Failure,
                 Denied::NotInAGroup { .. } | Denied::NotAtThisListener { .. } | Denied::NotWithThisKey { .. } => {
@@ -224,11 +224,9 @@ impl Shared {
 
     /// A list of what the peer may see of these domains: name, UUID, libvirt's state.
     fn listed<'d>(&self, peer: &Authenticated, domains: impl Iterator<Item = (&'d str, Uuid, u8)>) -> Answer {
-        let (mut bytes, who) = (vec![HOST_LIST], peer.request().who());
+        let (mut bytes, who, groups) = (vec![HOST_LIST], peer.request().who(), self.groups.now());
         let mut count = 0;
-        for (name, uuid, state) in
-            domains.filter(|(name, uuid, _)| self.groups.may_see(peer.owner(), &who, name, *uuid))
-        {
+        for (name, uuid, state) in domains.filter(|(name, uuid, _)| groups.may_see(peer.owner(), &who, name, *uuid)) {
             bytes.extend_from_slice(HostRecord::new(name, &uuid.to_string(), state).as_bytes());
             count += 1;
         }

@@ -182,7 +182,7 @@ impl Shared {
         // All hosts of a cluster are asked otherwise.
         let is_of_use = self.hosts.is_none() && matches!(request.op(), Op::Status | Op::Off | Op::Reboot);
         let target = request.target().filter(|_| is_of_use)?;
-        let is_permitted = self.groups.permits(request.owner(), &request.who(), target);
+        let is_permitted = self.groups.now().permits(request.owner(), &request.who(), target);
         if is_permitted { self.hypervisors.foresee(target) } else { None }
     }
 
@@ -199,7 +199,7 @@ impl Shared {
             // the other hosts as well.
             let now = Instant::now();
             let (second, last) = (now + self.defer, now + self.defer * 3 / 2);
-            if !self.groups.permits(request.owner(), &request.who(), target) {
+            if !self.groups.now().permits(request.owner(), &request.who(), target) {
                 // The client believes the first callback. Another address of it, or another host,
                 // may permit what this one denies.
                 sleep_until(last).await;
@@ -235,7 +235,7 @@ impl Shared {
     async fn call_back_if_elected(&self, request: &Verified, hosts: &Hosts) -> Option<Result<Reached, NoPeer>> {
         let target = request.target().filter(|_| request.op().names_a_domain());
         if let Some(target) = target
-            && !self.groups.permits(request.owner(), &request.who(), target)
+            && !self.groups.now().permits(request.owner(), &request.who(), target)
         {
             // Another host may permit what this one denies. The client asks it again.
             sleep_until(Instant::now() + self.defer * 3 / 2).await;

@@ -28,6 +28,7 @@ mod misbehaviour;
 mod operations;
 mod rate_limit;
 mod refusals;
+mod reload;
 mod rotation;
 mod serial;
 mod settings;

@@ -93,7 +93,7 @@ impl Restarter {
             // A time in the future is no time of this boot.
             let died = record.died.map(Moment::from_ktime).filter(|died| *died <= now);
             let age = died.map_or(age, |died| now.since(died));
-            let held = age > RECENT + self.pause;
+            let held = age > RECENT + self.options.now().reboot_pause;
             if held {
                 tracing::error!(%domain, ?age, "an earlier daemon has died in the middle of its reboot, too long ago to start it unasked: see that it runs nowhere else, then fence it with `on`, or with `off` to leave it off");
             } else {

@@ -85,7 +85,7 @@ impl Orders {
         foresight: Option<Foresight>,
         deadline: &Deadline,
     ) -> Result<Outcome, Dying> {
-        let purpose = Purpose::Kill { direct: self.kill == Kill::Direct };
+        let purpose = Purpose::Kill { direct: self.options.now().kill == Kill::Direct };
         let (held, all) = self.meant(target, deadline, purpose, foresight).await;
         let all = match all {
             Ok(all) => all,
@@ -149,7 +149,7 @@ impl Orders {
         }
         // Only now: a pending restart is entered with the lock held.
         drop(held);
-        Ok(match self.reboot_reply {
+        Ok(match self.options.now().reboot_reply {
             RebootReply::On if !starting.is_empty() => self.started(outcome, &starting, deadline.by()).await,
             RebootReply::Off | RebootReply::On => outcome,
         })

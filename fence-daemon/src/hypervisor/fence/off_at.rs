@@ -56,7 +56,7 @@ impl Orders {
             self.restarts.cancel(index, uuid);
         }
         let mut resetting = None;
-        let may_reset = reboot && restart.is_none() && self.reboot_method == RebootMethod::Reset;
+        let may_reset = reboot && restart.is_none() && self.options.now().reboot_method == RebootMethod::Reset;
         if may_reset
             && power.is_active()
             && self.known.is_alone(uri, &domain).await

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use fence_common::sync::Current;
 use fence_common::target::Target;
 use fence_common::wire::Op;
-use fence_config::{Kill, RebootMethod, RebootReply};
+use fence_config::Options;
 use tokio::time::{Instant, timeout_at};
 
 use super::{
@@ -23,9 +24,8 @@ pub(crate) struct Orders {
     pub(crate) restarts: Arc<Restarts>,
     pub(crate) restarter: Arc<Restarter>,
     pub(crate) races: Arc<FenceRaces>,
-    pub(crate) kill: Kill,
-    pub(crate) reboot_method: RebootMethod,
-    pub(crate) reboot_reply: RebootReply,
+    /// How to kill and reboot.
+    pub(crate) options: Current<Options>,
     /// How long a reset may take, until the event that says that it was done.
     pub(crate) reset: Duration,
 }

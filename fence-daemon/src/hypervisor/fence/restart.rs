@@ -17,6 +17,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use fence_common::sync::Current;
+use fence_config::Options;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout_at};
 
@@ -42,7 +44,7 @@ pub(crate) struct Restarter {
     pub(crate) locks: Arc<Locks>,
     pub(crate) settling: Arc<Settling>,
     /// How long a domain stays off in a reboot, at least.
-    pub(crate) pause: Duration,
+    pub(crate) options: Current<Options>,
     /// The longest pause between two attempts.
     pub(crate) attempt_pause_max: Duration,
 }
@@ -76,7 +78,7 @@ impl Restarter {
         }
         let (plan, now) = (Arc::new(plan), Moment::now());
         let since = plan.died.map_or(now, |died| died.min(now));
-        let not_before = pause::end(self.pause, plan.died);
+        let not_before = pause::end(self.options.now().reboot_pause, plan.died);
         self.restarts.enter(Pending { plan: Arc::clone(&plan), since, not_before, attempts: 0, reason });
         let restarter = Arc::clone(self);
         if plan.held {
