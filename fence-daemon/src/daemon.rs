@@ -145,7 +145,8 @@ pub async fn run(
             Listener::Vsock(settings) => vsocks.push((number, settings)),
         }
     }
-    let opened = multicasts::open(multicasts, &plan)?;
+    let mut passed = Passed::new(sockets);
+    let opened = multicasts::open(multicasts, &plan, &mut passed)?;
     // After the ports, whose errors explain a second daemon better.
     let state = hypervisor.state.as_deref();
     let replays = state.map_or_else(
@@ -257,7 +258,7 @@ pub async fn run(
     }
     // The last thing before the announcement, as nobody reads their requests earlier.
     let mut arrivals = Arrivals::default();
-    let (mut passed, (reloads, reloaded)) = (Passed::new(sockets), watch::channel(()));
+    let (reloads, reloaded) = watch::channel(());
     let mut listening = Vec::new();
     for (number, prepared) in tcps {
         let judge = judge.of_listener(plan.ring(number), of(number));
@@ -335,6 +336,9 @@ pub async fn run(
 
     // The programs first: from here on the stack gets every packet again. Then the memberships.
     let seen = followers.end().await;
+    // They have delivered until now. What comes from here on waits in the sockets for the next
+    // daemon, if systemd keeps them.
+    sources.rings.each().for_each(|ring| ring.take_waiting(|request| pipeline.accept(request)));
     systemd::notify_stopping();
     let mut heard = Counters::default();
     sources.sockets.iter().for_each(|socket| heard.add(&socket.counters()));

@@ -2,12 +2,18 @@
 //! systemd it does nothing.
 
 use std::convert::Infallible;
-use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::ffi::OsStr;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd as _, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use fence_common::sync::lock;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use sd_notify::NotifyState;
 
 /// How often a waiting daemon feeds the watchdog, if that lets it.
@@ -37,6 +43,39 @@ pub unsafe fn passed_sockets() -> io::Result<Vec<PassedSocket>> {
     Ok(all.map(|(fd, name)| PassedSocket { name, fd: unsafe { OwnedFd::from_raw_fd(fd) } }).collect())
 }
 
+/// Lets systemd keep a socket over a restart (`FileDescriptorStoreMax`). The next daemon gets it
+/// with the [passed sockets](passed_sockets), by this name. Without systemd nothing happens.
+///
+/// # Errors
+/// systemd cannot be told.
+pub fn keep(name: &str, socket: BorrowedFd<'_>) -> io::Result<()> {
+    let Some(to) = std::env::var_os("NOTIFY_SOCKET") else { return Ok(()) };
+    keep_at(&to, name, socket)
+}
+
+fn keep_at(to: &OsStr, name: &str, socket: BorrowedFd<'_>) -> io::Result<()> {
+    let address = match to.as_bytes() {
+        [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
+        _ => SocketAddr::from_pathname(to)?,
+    };
+    let notify = UnixDatagram::unbound()?;
+    notify.connect_addr(&address)?;
+    // systemd would close a socket with an error, such as one of an interface that is down.
+    let text = format!("FDSTORE=1\nFDNAME={name}\nFDPOLL=0\n");
+    let (sockets, mut space) = ([socket], [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))]);
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !control.push(SendAncillaryMessage::ScmRights(&sockets)) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    sendmsg(notify.as_fd(), &[IoSlice::new(text.as_bytes())], &mut control, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+/// Lets systemd close the sockets that it keeps by this name.
+pub fn keep_no_more(name: &str) {
+    notify(&[NotifyState::Custom("FDSTOREREMOVE=1"), NotifyState::Custom(&format!("FDNAME={name}"))]);
+}
+
 /// Tells systemd that requests are served.
 pub fn notify_ready() {
     notify(&[NotifyState::Ready]);
@@ -47,7 +86,7 @@ pub fn notify_stopping() {
     notify(&[NotifyState::Stopping]);
 }
 
-/// Tells systemd that the daemon reads its keys again. [`notify_ready`] must follow.
+/// Tells systemd that the daemon reads its configuration again. [`notify_ready`] must follow.
 pub fn notify_reloading() {
     match NotifyState::monotonic_usec_now() {
         Ok(now) => notify(&[NotifyState::Reloading, now]),

@@ -17,6 +17,7 @@ use crate::control::multicast::Watched;
 use crate::intake::judge::Judge;
 use crate::intake::links::Links;
 use crate::intake::memberships::{Follower, Heard, Memberships};
+use crate::intake::passed::Passed;
 use crate::intake::rate_limits::RateLimits;
 use crate::intake::replay_cache::ReplayCache;
 use crate::intake::request::Origin;
@@ -41,24 +42,31 @@ fn rules(settings: &Multicast) -> Rules {
     Rules { min_hash: settings.hash, strict_source: settings.strict_source }
 }
 
-/// Opens the sockets of these listeners.
+/// Opens the sockets of these listeners. Those of an earlier daemon are taken over or closed.
 ///
 /// # Errors
 /// See [`SocketError`].
-pub(super) fn open(listeners: Vec<(usize, Multicast)>, plan: &KeyPlan) -> Result<Vec<Opened>, SocketError> {
+pub(super) fn open(
+    listeners: Vec<(usize, Multicast)>,
+    plan: &KeyPlan,
+    passed: &mut Passed,
+) -> Result<Vec<Opened>, SocketError> {
     let all: Vec<Multicast> = listeners.iter().map(|(_, settings)| settings.clone()).collect();
-    listeners
+    let opened = listeners
         .into_iter()
         .map(|(number, settings)| {
             let is_shared = all.iter().filter(|other| settings.shares_group(other)).count() > 1;
             let (group, port) = (settings.group, settings.port);
-            let socket = RequestSocket::beside(group, port, rules(&settings), plan.ring(number), is_shared)?;
+            let (keys, interface) = (plan.ring(number), settings.interface.as_deref());
+            let socket = RequestSocket::beside(group, port, rules(&settings), keys, is_shared, interface, passed)?;
             if settings.interface.is_none() && socket.needs_interface() {
                 return Err(SocketError::NoInterface(group));
             }
             Ok(Opened { number, settings, socket })
         })
-        .collect()
+        .collect();
+    passed.close_kept();
+    opened
 }
 
 /// The multicast listeners before they hear anything.

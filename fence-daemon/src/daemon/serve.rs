@@ -70,7 +70,7 @@ impl Rings {
         in_turn(self.turn, &mut self.there, |ring| ring.poll_next(context))
     }
 
-    fn each(&mut self) -> impl Iterator<Item = &mut RequestRing> {
+    pub(super) fn each(&mut self) -> impl Iterator<Item = &mut RequestRing> {
         self.there.iter_mut()
     }
 }

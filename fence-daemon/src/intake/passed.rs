@@ -1,7 +1,7 @@
 //! The sockets that systemd has opened for the listeners (socket activation), each with the name of
-//! its listener.
+//! its listener, and those that it has kept for multicast listeners over a restart.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use fence_config::Listener;
@@ -9,7 +9,17 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tracing::warn;
 
 use super::port::{At, ListeningPort, NoPort, OpenPort};
-use crate::systemd::PassedSocket;
+use crate::systemd::{self, PassedSocket};
+
+/// The beginning of the names of kept sockets. An interface's name follows.
+const KEPT: &str = "request-socket.";
+
+/// The name by which systemd keeps the socket of a listener on this interface. systemd takes
+/// printable ASCII without a colon.
+pub(super) fn kept_name(interface: &str) -> Option<String> {
+    let is_plain = interface.bytes().all(|byte| byte.is_ascii_graphic() && byte != b':');
+    is_plain.then(|| format!("{KEPT}{interface}"))
+}
 
 /// A listener's port, and its socket if that is of use.
 type Given = (Arc<ListeningPort>, Option<OpenPort>);
@@ -24,6 +34,32 @@ impl Passed {
     pub fn new(sockets: Vec<PassedSocket>) -> Self {
         let socket = |PassedSocket { name, fd }: PassedSocket| (name, Socket::from(fd));
         Self(sockets.into_iter().map(socket).collect())
+    }
+
+    /// The socket that an earlier daemon had for this group, and the interface on which it has
+    /// heard the group meanwhile.
+    pub(super) fn kept(&mut self, group: IpAddr, port: u16) -> Option<(String, Socket)> {
+        let is_it = |(called, socket): &(String, Socket)| {
+            let address = socket.local_addr().ok().and_then(|address| address.as_socket());
+            called.starts_with(KEPT)
+                && socket.r#type().is_ok_and(|kind| kind == Type::DGRAM)
+                && address.is_some_and(|address| address.ip() == group && address.port() == port)
+        };
+        let at = self.0.iter().position(is_it)?;
+        let (name, socket) = self.0.swap_remove(at);
+        Some((name.trim_start_matches(KEPT).to_owned(), socket))
+    }
+
+    /// Closes the kept sockets that no listener has taken, here and at systemd: their ports are
+    /// free then.
+    pub fn close_kept(&mut self) {
+        self.0.retain(|(name, _)| {
+            let is_kept = name.starts_with(KEPT);
+            if is_kept {
+                systemd::keep_no_more(name);
+            }
+            !is_kept
+        });
     }
 
     /// The TCP sockets of this listener. If there is none of use, its port says why.
@@ -119,7 +155,7 @@ mod tests {
 
     fn socket(domain: Domain, kind: Type, listens: bool) -> Socket {
         let socket = Socket::new(domain, kind, None).unwrap();
-        let ip: std::net::IpAddr =
+        let ip: IpAddr =
             if domain == Domain::IPV4 { [127, 0, 0, 1].into() } else { std::net::Ipv6Addr::LOCALHOST.into() };
         socket.bind(&SocketAddr::new(ip, 0).into()).unwrap();
         if listens {
@@ -152,6 +188,23 @@ mod tests {
         assert_eq!(statuses(&passed.tcp(&all[0])), [listening()]);
         assert_eq!(statuses(&passed.tcp(&all[1])), [listening(), listening()]);
         assert_eq!(passed.0.len(), 1, "what nobody has asked for");
+    }
+
+    #[tokio::test]
+    async fn a_kept_socket_is_its_listeners_or_nobodys() {
+        let kept = || socket(Domain::IPV4, Type::DGRAM, false);
+        let (one, other) = (kept(), kept());
+        let port = |socket: &Socket| socket.local_addr().unwrap().as_socket().unwrap().port();
+        let (first, second, home) = (port(&one), port(&other), IpAddr::from([127, 0, 0, 1]));
+        let called = |name: &str| kept_name(name).unwrap();
+        let mut passed = Passed(vec![(called("virbr0"), one), (called("virbr1"), other), ("tcp".to_owned(), kept())]);
+        assert!(passed.kept([225, 0, 0, 12].into(), first).is_none() && first != second);
+        let taken = passed.kept(home, first).map(|(interface, socket)| (interface, port(&socket)));
+        assert_eq!(taken, Some(("virbr0".to_owned(), first)));
+        assert!(passed.kept(home, first).is_none());
+        passed.close_kept();
+        assert_eq!(passed.0.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["tcp"]);
+        assert_eq!((kept_name("a:b"), kept_name("a b"), kept_name("\u{fc}")), (None, None, None));
     }
 
     #[tokio::test]

@@ -6,8 +6,10 @@
 //! the group here.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::num::NonZeroU32;
+use std::os::fd::AsFd as _;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -31,10 +33,12 @@ use zerocopy::FromBytes;
 use super::datagram::{Datagram, receive};
 use super::judge::Judge;
 use super::keyring::Keyring;
+use super::passed::{Passed, kept_name};
 use super::request::Verified;
 use crate::clock::Moment;
 use crate::observe::limit::LogLimit;
 use crate::observe::requests::Via;
+use crate::systemd;
 
 /// How long to wait before the next read after the socket itself failed (an interface went down,
 /// say).
@@ -112,6 +116,8 @@ pub struct RequestSocket {
     /// there, and again when the interface is replaced.
     socket: watch::Sender<Option<Arc<UdpSocket>>>,
     binding: Binding,
+    /// An earlier daemon has opened it, and may have joined the group.
+    is_taken_over: bool,
     rules: Rules,
     judge: Judge,
     counters: Mutex<Counters>,
@@ -126,11 +132,12 @@ impl RequestSocket {
     /// See [`SocketError`].
     pub fn open(group: IpAddr, port: u16, rules: Rules, keys: impl Into<Keyring>) -> Result<Self, SocketError> {
         let binding = if is_of_the_link(group) { Binding::ToTheLink } else { Binding::Free };
-        Self::bound(group, port, rules, keys, binding)
+        Self::bound(group, port, rules, keys, binding, None)
     }
 
     /// As [`open`](Self::open), beside other listeners. `is_shared` says that one of them hears the
-    /// same group at the same port through another interface.
+    /// same group at the same port through another interface. On `interface` an earlier daemon's
+    /// socket is taken over, and this one is kept for the next daemon.
     ///
     /// # Errors
     /// See [`SocketError`].
@@ -140,13 +147,37 @@ impl RequestSocket {
         rules: Rules,
         keys: impl Into<Keyring>,
         is_shared: bool,
+        interface: Option<&str>,
+        passed: &mut Passed,
     ) -> Result<Self, SocketError> {
         let binding = match (is_of_the_link(group), is_shared) {
             (true, _) => Binding::ToTheLink,
             (false, true) => Binding::ToTheInterface,
             (false, false) => Binding::Free,
         };
-        Self::bound(group, port, rules, keys, binding)
+        if binding != Binding::Free {
+            return Self::bound(group, port, rules, keys, binding, None);
+        }
+        let kept = passed.kept(group, port).map(|(heard, socket)| {
+            if interface != Some(heard.as_str()) {
+                // The configuration has changed. What was heard there is not ours any more.
+                kept_name(&heard).iter().for_each(|name| systemd::keep_no_more(name));
+                let index = Interface::named(&heard).map(|heard| heard.index);
+                if let Some(Err(error)) = index.map(|index| leave(&socket, group, index)) {
+                    tracing::debug!(interface = %heard, "leaving the group: {error}");
+                }
+                let mut byte = [MaybeUninit::uninit(); 1];
+                let _ = (0..QUEUE_MAX).take_while(|_| socket.recv(&mut byte).is_ok()).count();
+            }
+            socket
+        });
+        let opened = Self::bound(group, port, rules, keys, binding, kept)?;
+        if let Some((name, socket)) = interface.and_then(kept_name).zip(opened.socket.borrow().as_ref())
+            && let Err(error) = systemd::keep(&name, socket.as_fd())
+        {
+            tracing::debug!("systemd does not keep the request socket over a restart: {error}");
+        }
+        Ok(opened)
     }
 
     fn bound(
@@ -155,12 +186,17 @@ impl RequestSocket {
         rules: Rules,
         keys: impl Into<Keyring>,
         binding: Binding,
+        kept: Option<Socket>,
     ) -> Result<Self, SocketError> {
-        let judge = Judge::new(keys.into());
-        let socket = if binding == Binding::Free { Some(Arc::new(bound(group, port, 0, binding)?)) } else { None };
+        let (judge, is_taken_over) = (Judge::new(keys.into()), kept.is_some());
+        let socket = match kept {
+            Some(kept) => Some(Arc::new(taken_over(kept, group, port)?)),
+            None if binding == Binding::Free => Some(Arc::new(bound(group, port, 0, binding)?)),
+            None => None,
+        };
         let (socket, _) = watch::channel(socket);
         let complaints = LogLimit::new(1, Duration::from_secs(60));
-        Ok(Self { group, port, socket, binding, rules, judge, counters: Mutex::default(), complaints })
+        Ok(Self { group, port, socket, binding, is_taken_over, rules, judge, counters: Mutex::default(), complaints })
     }
 
     /// Judges by this from now on, as other listeners do. Until then only the key counts.
@@ -187,8 +223,9 @@ impl RequestSocket {
         let refused = |error| SocketError::Join { group: self.group, interface: interface.name.clone(), error };
         if self.binding == Binding::Free {
             let current = self.socket.borrow().clone();
+            let how = if self.is_taken_over { join_again } else { join };
             return current
-                .map_or(Ok(()), |socket| join(&SockRef::from(&*socket), self.group, interface.index))
+                .map_or(Ok(()), |socket| how(&SockRef::from(&*socket), self.group, interface.index))
                 .map_err(refused);
         }
         // The reader still holds the old socket for a moment, and the port with it.
@@ -218,12 +255,7 @@ impl RequestSocket {
             return;
         }
         let Some(socket) = self.socket.borrow().clone() else { return };
-        let socket = SockRef::from(&*socket);
-        let left = match self.group {
-            IpAddr::V4(group) => socket.leave_multicast_v4_n(&group, &InterfaceIndexOrAddress::Index(index)),
-            IpAddr::V6(group) => socket.leave_multicast_v6(&group, index),
-        };
-        if let Err(error) = left {
+        if let Err(error) = leave(&SockRef::from(&*socket), self.group, index) {
             tracing::debug!(index, "leaving the group: {error}");
         }
     }
@@ -366,10 +398,36 @@ fn bound(group: IpAddr, port: u16, index: u32, binding: Binding) -> Result<UdpSo
     UdpSocket::from_std(socket.into()).map_err(kernel("watch"))
 }
 
+/// An earlier daemon's socket. It is bound and prepared already.
+fn taken_over(kept: Socket, group: IpAddr, port: u16) -> Result<UdpSocket, SocketError> {
+    let failed = |error| SocketError::Kernel { what: "take over", address: SocketAddr::new(group, port), error };
+    kept.set_nonblocking(true).map_err(failed)?;
+    kept.set_cloexec(true).map_err(failed)?;
+    UdpSocket::from_std(kept.into()).map_err(failed)
+}
+
 fn join(socket: &Socket, group: IpAddr, index: u32) -> io::Result<()> {
     match group {
         IpAddr::V4(group) => socket.join_multicast_v4_n(&group, &InterfaceIndexOrAddress::Index(index)),
         IpAddr::V6(group) => socket.join_multicast_v6(&group, index),
+    }
+}
+
+/// Joins where an earlier daemon may have joined already. That may have been on an interface which
+/// had this number.
+fn join_again(socket: &Socket, group: IpAddr, index: u32) -> io::Result<()> {
+    match join(socket, group, index) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            leave(socket, group, index).and_then(|()| join(socket, group, index))
+        }
+        result => result,
+    }
+}
+
+fn leave(socket: &Socket, group: IpAddr, index: u32) -> io::Result<()> {
+    match group {
+        IpAddr::V4(group) => socket.leave_multicast_v4_n(&group, &InterfaceIndexOrAddress::Index(index)),
+        IpAddr::V6(group) => socket.leave_multicast_v6(&group, index),
     }
 }
 
@@ -584,6 +642,22 @@ mod tests {
         socket.join(&lo()).unwrap();
         send(request().as_bytes(), to);
         tokio::time::timeout(Duration::from_secs(10), socket.next()).await.unwrap();
+    }
+
+    /// The next daemon has the socket, where the group is joined and a request waits.
+    #[tokio::test]
+    async fn a_kept_socket_goes_on_hearing() {
+        let kept = bound(GROUP, 11_241, 0, Binding::Free).unwrap();
+        join(&SockRef::from(&kept), GROUP, lo().index).unwrap();
+        send(request().as_bytes(), SocketAddr::new(GROUP, 11_241));
+        let rules = Rules { min_hash: HashKind::Sha256, strict_source: true };
+        let kept = Some(kept.into_std().unwrap().into());
+        let socket = RequestSocket::bound(GROUP, 11_241, rules, Some(key()), Binding::Free, kept).unwrap();
+        socket.join(&lo()).unwrap();
+        send(request().as_bytes(), SocketAddr::new(GROUP, 11_241));
+        for _ in 0..2 {
+            tokio::time::timeout(Duration::from_secs(10), socket.next()).await.unwrap();
+        }
     }
 
     #[tokio::test]

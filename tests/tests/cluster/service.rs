@@ -1,15 +1,24 @@
 //! The systemd unit of dist: systemd accepts it and runs the daemon, and its rights suffice for all
 //! that fencing needs.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Context, Result, bail, ensure};
-use fence_lab::client::Client;
+use fence_common::wire::Op;
+use fence_lab::client::{Client, Family};
 use fence_lab::cluster::corosync::KEY_PATH;
 use fence_lab::cluster::lab::KEY;
 use fence_lab::lab::HYPERVISOR_V4;
+use fence_lab::peer::Peer;
 use fence_lab::process::poll_until;
 use fence_lab::server::Config;
 
 use crate::host::{Host, LIMIT, NAME, SOCKET_UNIT_PATH, UNIT, UNIT_PATH};
+
+/// How often the daemon is restarted under load.
+const RESTARTS: u32 = 10;
+/// The pause between two requests.
+const BETWEEN: Duration = Duration::from_millis(50);
 
 /// The capabilities that the unit leaves, as setpriv names them.
 fn capabilities() -> Result<Vec<String>> {
@@ -154,6 +163,38 @@ fn systemd_keeps_the_port_open_over_a_restart() -> Result<()> {
     ensure!(host.property("MainPID")? != second);
     let asked = host.run("fence-daemon status")?;
     ensure!(asked.code == Some(1) && asked.stdout.contains("FileDescriptorName=tcp"), "{asked:?}");
+    Ok(())
+}
+
+/// Each request is sent once, at any time of a restart. It waits for the next daemon.
+#[test]
+fn no_request_is_lost_over_restarts() -> Result<()> {
+    let host = Host::serving(&Config::new(KEY_PATH))?;
+    let guest = host.hypervisor().guest(1)?;
+    let peer = Peer::new(&guest, &KEY, Family::V4)?;
+    let (mut asked, mut longest) = (0, Duration::ZERO);
+    std::thread::scope(|threads| {
+        let restarts = threads.spawn(|| -> Result<()> {
+            let mut daemon = host.property("MainPID")?;
+            for _ in 0..RESTARTS {
+                host.must("systemctl restart fence-daemon")?;
+                daemon = host.wait_serving(&daemon)?;
+            }
+            Ok(())
+        });
+        while !restarts.is_finished() {
+            let sent = Instant::now();
+            peer.send(peer.request(Op::Status, "test")?)?;
+            let lost = || format!("request {asked} is lost: {}", host.log());
+            let reply = peer.called_back(LIMIT)?.with_context(lost)?.converse().with_context(lost)?;
+            ensure!(reply == 0, "request {asked}: {reply}; {}", host.log());
+            (asked, longest) = (asked + 1, longest.max(sent.elapsed()));
+            std::thread::sleep(BETWEEN);
+        }
+        restarts.join().unwrap_or_else(|_| bail!("the restarts panicked"))
+    })?;
+    eprintln!("{asked} requests over {RESTARTS} restarts, the slowest after {longest:?}");
+    ensure!(asked > RESTARTS, "only {asked} requests");
     Ok(())
 }
 
