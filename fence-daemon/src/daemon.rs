@@ -14,7 +14,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use fence_common::caller::Address;
 use fence_common::sync::Current;
 use fence_common::verdict::Counters;
 use fence_config::{Backend, CONNECTED_AUTH, Config, FoundKeys, Listener, ListenerKind, Serial, Vsock};
@@ -25,7 +24,7 @@ use tracing::{error, info, warn};
 
 use self::key_plan::KeyPlan;
 use self::multicasts::Multicasts;
-use self::ports::PortsByLibvirt;
+use self::ports::{PortsByLibvirt, voucher};
 pub use self::reload::ConfigFile;
 use self::reload::Reload;
 use self::serve::{Rings, Sources, serve};
@@ -35,7 +34,6 @@ use crate::history::{Begun, History};
 use crate::hypervisor::Hypervisors;
 use crate::intake::arrivals::Arrivals;
 use crate::intake::backlog::Backlog;
-use crate::intake::connections::Voucher;
 use crate::intake::judge::Judge;
 use crate::intake::passed::Passed;
 use crate::intake::rate_limits::RateLimits;
@@ -220,7 +218,6 @@ pub async fn run(
     let mut followers = tokio::select! {
         started = start => started.map_err(|error| DaemonError::Runtime("follow the interfaces", error))?,
         () = stop.wait() => return Ok(()),
-        // The loop that serves is not there yet.
         never = Watchdog::of_unit().feeding() => match never {},
     };
     let (backlog, mut questions) = Backlog::new();
@@ -315,11 +312,8 @@ pub async fn run(
         let (inspector, history) = (Arc::clone(&inspector), history.clone());
         let (hypervisors, libvirt) = (hypervisors.clone(), multicasts.libvirt);
         let told = move |senders: Vec<RejectedView>| history.iter().for_each(|history| history.unsigned(&senders));
-        let looked = move || {
-            libvirt.show(&unconnected(&hypervisors));
-            inspector.rejected()
-        };
-        rejections::watch(Arc::clone(&look), looked, told)
+        let show = move || libvirt.show(&unconnected(&hypervisors));
+        rejections::watch(Arc::clone(&look), move || (show(), inspector.rejected()).1, told)
     });
 
     let mut sources = Sources { sockets: multicasts.sockets, rings: Rings::expected(multicasts.rings), arrivals };
@@ -336,8 +330,7 @@ pub async fn run(
 
     // The programs first: from here on the stack gets every packet again. Then the memberships.
     let seen = followers.end().await;
-    // They have delivered until now. What comes from here on waits in the sockets for the next
-    // daemon, if systemd keeps them.
+    // What comes from here on waits in the sockets for the next daemon, if systemd keeps them.
     sources.rings.each().for_each(|ring| ring.take_waiting(|request| pipeline.accept(request)));
     systemd::notify_stopping();
     let mut heard = Counters::default();
@@ -378,20 +371,6 @@ async fn stopped(stop: &mut Stop, hypervisors: &Hypervisors) {
         () = hypervisors.start_unrecorded() => {}
         () = stop.wait() => warn!("second signal: not waiting for restarts any longer"),
     }
-}
-
-/// Names the domain behind a vsock number, by libvirt.
-fn voucher(hypervisors: &Hypervisors) -> Voucher {
-    let hypervisors = hypervisors.clone();
-    Voucher::new(move |address| {
-        let hypervisors = hypervisors.clone();
-        async move {
-            match address {
-                Address::Cid(cid) => hypervisors.domain_of_cid(cid).await,
-                Address::Ip(_) | Address::Domain(_) => None,
-            }
-        }
-    })
 }
 
 /// What the requests of a listener carry with them.

@@ -1,5 +1,7 @@
-//! The serial ports that the serial listener hears, as libvirt tells of them.
+//! What libvirt tells the listeners: the serial ports to hear, and the domain of a vsock number.
 
+use crate::intake::connections::Voucher;
+use fence_common::caller::Address;
 use std::path::PathBuf;
 
 use fence_config::{Serial, SerialMode};
@@ -42,4 +44,18 @@ impl Ports for PortsByLibvirt {
     fn news(&self) -> watch::Receiver<()> {
         self.hypervisors.news_of_sockets()
     }
+}
+
+/// Names the domain behind a vsock number, by libvirt.
+pub(super) fn voucher(hypervisors: &Hypervisors) -> Voucher {
+    let hypervisors = hypervisors.clone();
+    Voucher::new(move |address| {
+        let hypervisors = hypervisors.clone();
+        async move {
+            match address {
+                Address::Cid(cid) => hypervisors.domain_of_cid(cid).await,
+                Address::Ip(_) | Address::Domain(_) => None,
+            }
+        }
+    })
 }
