@@ -2,11 +2,11 @@
 //! `fence-daemon history` reads it; [`fence_control::history`] is its form.
 //!
 //! Neither a request nor the daemon's start waits for it. A request is handed over when it is
-//! answered. A thread of its own ([`writer`]) opens the file and writes the lines. What finds no
+//! answered. A thread of its own (`writer`) opens the file and writes the lines. What finds no
 //! room in its queue is counted.
 //!
 //! - **A crash of the daemon** loses what waits in the queue, some milliseconds of it. The next
-//!   daemon finds claims without an end and adds them as unfinished ([`unfinished`]).
+//!   daemon finds claims without an end and adds them as unfinished (`unfinished`).
 //! - **A crash of the host** loses the same, and its claims as well. Each batch of lines is
 //!   followed by fdatasync. A line that was cut off is left out.
 //! - **The size** is bounded: a full file replaces the one before.

@@ -1,11 +1,11 @@
 //! The port or socket that Prometheus reads the metrics at.
 //!
 //! No fence waits for a scraper, however slow or hostile:
-//! - Few connections are served at a time ([`CLIENTS_MAX`]), and few begin in a second ([`PACE`]).
+//! - Few connections are served at a time (`CLIENTS_MAX`), and few begin in a second (`PACE`).
 //!   Further ones wait in the kernel, and not in the daemon.
-//! - A connection is one request, and has [`WITHIN`] for all of it. Its head has at most
-//!   [`HEAD_MAX`] bytes.
-//! - The page is made at most once in [`FRESH`], on a thread that serves no request.
+//! - A connection is one request, and has `WITHIN` for all of it. Its head has at most
+//!   `HEAD_MAX` bytes.
+//! - The page is made at most once in `FRESH`, on a thread that serves no request.
 
 use std::convert::Infallible;
 use std::io;
