@@ -11,7 +11,7 @@ use std::io;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread;
 
-use fence_config::{Config, Listener};
+use fence_config::{Config, Listener, Metrics};
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 
@@ -100,8 +100,12 @@ fn needed(config: &Config, release: &str, locks_without_right: bool) -> Capabili
         Listener::Vsock(vsock) => Some(vsock.port),
         Listener::Serial(_) => None,
     };
+    let scraped = config.metrics.iter().filter_map(|metrics| match metrics {
+        Metrics::Tcp(address) => Some(address.port()),
+        Metrics::Unix(_) => None,
+    });
     // A port is opened again when an address comes back.
-    if config.listeners.iter().filter_map(port).any(|port| port < UNPRIVILEGED) {
+    if config.listeners.iter().filter_map(port).chain(scraped).any(|port| port < UNPRIVILEGED) {
         needed |= CapabilitySet::NET_BIND_SERVICE;
     }
     if config.uris.iter().any(|uri| starts_programs(uri)) {
@@ -162,6 +166,10 @@ mod tests {
         assert_eq!(more(&with("lock_memory = \"no\";", "multicast", "lxc:///"), "6.1", false), CapabilitySet::empty());
         let low = with("", "multicast,tcp", "qemu:///system");
         assert_eq!(more(&low, "6.1", true), CapabilitySet::NET_BIND_SERVICE);
+        let metrics = |place: &str| with(&format!("metrics {{ {place} }}"), "multicast", "test:///d");
+        let at_port = metrics("address = \"127.0.0.1\"; port = \"99\";");
+        assert_eq!(more(&at_port, "6.1", true), CapabilitySet::NET_BIND_SERVICE);
+        assert_eq!(more(&metrics("path = \"/m.sock\";"), "6.1", true), CapabilitySet::empty());
         for (uri, starts) in
             [("qemu+ssh://host/system", true), ("an-alias", true), ("qemu+tls://h/system", false), ("test:///d", false)]
         {
