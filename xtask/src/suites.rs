@@ -104,8 +104,8 @@ impl Suite {
     /// wait.
     fn threads(self, processors: usize) -> Option<usize> {
         match self {
-            Self::Netns | Self::Cluster => Some(2 * processors),
-            Self::Libvirt => Some(processors + processors.div_ceil(2)),
+            Self::Netns => Some(3 * processors),
+            Self::Libvirt | Self::Cluster => Some(2 * processors),
             Self::Unit | Self::ProgRun | Self::Conformance | Self::Kernels | Self::Packages => None,
         }
     }
