@@ -100,7 +100,7 @@ impl Drop for SocketFile {
     }
 }
 
-/// Whether nobody listens at a socket. Does not wait for whoever does.
+/// Whether nobody listens at a socket. Does not wait for the listener.
 fn is_deserted(path: &Path) -> io::Result<bool> {
     let (kind, flags) = (SocketType::STREAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK);
     let socket = rustix::net::socket_with(AddressFamily::UNIX, kind, flags, None)?;

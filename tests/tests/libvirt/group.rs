@@ -167,7 +167,7 @@ fn a_host_that_is_cut_off_loses_quorum_and_comes_back() -> Result<()> {
     let speakers = Speaker::on_all(&ring)?;
     let positions: Vec<_> = speakers.iter().map(Speaker::position).collect();
     ring.partition(&[2])?;
-    // While the ring forms anew corosync takes no message at times (CS_ERR_TRY_AGAIN).
+    // While the ring forms again, corosync takes no message at times (CS_ERR_TRY_AGAIN).
     let mut count = 0;
     poll_until("a ring of two", SOON, || {
         speakers[0].order(&format!("send {count} meanwhile"))?;
