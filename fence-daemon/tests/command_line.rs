@@ -70,6 +70,7 @@ mod read_twice {
             "status",
             "doctor",
             "check-config",
+            "drop-in",
             "keygen",
             "help",
             "--",

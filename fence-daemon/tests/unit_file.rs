@@ -4,8 +4,9 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use fence_client::drop_in;
 use fence_common::exit::EXIT_USAGE;
-use fence_config::{DEFAULT_PATH, DEFAULT_PID_FILE, DEFAULT_STATE_DIRECTORY, ListenerKind};
+use fence_config::{DEFAULT_PATH, DEFAULT_PID_FILE, DEFAULT_STATE_DIRECTORY, ListenerKind, Source, Warnings};
 use fence_daemon::commands;
 use fence_daemon::daemon::{ANSWERS_WITHIN, REST_WITHIN};
 use fence_daemon::options::DaemonOptions;
@@ -91,10 +92,37 @@ fn the_page_explains_every_right() {
     for right in &rights {
         assert!(PAGE.contains(&format!("`{right}`")), "{right}");
     }
+    // The generator adds these.
+    let added = drop_in_of_everything();
+    let rights = &rights | &values(&added, "CapabilityBoundingSet").into_iter().collect();
     let rows = PAGE.lines().filter(|line| line.starts_with("| `CAP_"));
     let quoted = rows.flat_map(|row| row.split('|').nth(1).unwrap_or_default().split('`'));
     let told: BTreeSet<_> = quoted.filter(|word| word.starts_with("CAP_")).collect();
     assert_eq!(told, rights);
+}
+
+/// The drop-in of a configuration that takes all that one can take.
+fn drop_in_of_everything() -> String {
+    const CONFIG: &str = "fence_virtd { listener = \"tcp,vsock\"; backend = \"libvirt\"; priority = \"realtime\"; }\n\
+        listeners { tcp { port = \"9\"; } vsock { } }\n\
+        backends { libvirt { uri = \"qemu+ssh://host/system\"; } }";
+    let source = Source::new(Path::new("f"), CONFIG.as_bytes());
+    let parsed = fence_config::parse(&source, Warnings::default());
+    parsed.map(|(config, _)| drop_in::text(&config)).unwrap_or_default()
+}
+
+/// The page has each line that the generator may add, and the unit has none of them.
+#[test]
+fn the_page_has_what_a_configuration_adds() {
+    let added = drop_in_of_everything();
+    let lines: Vec<_> = added.lines().filter(|line| line.contains('=') && !line.starts_with('#')).collect();
+    assert!(lines.len() > 4, "{added}");
+    for line in lines {
+        assert!(PAGE.contains(&format!("`{line}`")), "{line}");
+        assert!(!UNIT.contains(line), "{line}");
+    }
+    assert_eq!(value("Nice"), "-20");
+    assert!(PAGE.contains("`Nice=0`"));
 }
 
 /// The socket unit is the page's, and its name is that of the section without a name.
@@ -108,6 +136,5 @@ fn the_socket_unit_is_the_one_on_the_page() {
     }
     // Every family that a listener has.
     let families: BTreeSet<_> = value("RestrictAddressFamilies").split_whitespace().collect();
-    let needed = ["AF_INET", "AF_INET6", "AF_NETLINK", "AF_UNIX", "AF_VSOCK"];
-    assert!(needed.iter().all(|family| families.contains(family)), "{families:?}");
+    assert_eq!(families, BTreeSet::from(["AF_INET", "AF_INET6", "AF_NETLINK", "AF_UNIX"]));
 }

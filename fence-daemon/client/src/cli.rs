@@ -174,6 +174,15 @@ pub enum Action {
     /// usable key.
     CheckConfig,
 
+    /// Print what the systemd unit must permit for this configuration, beyond what it permits
+    /// anyway
+    ///
+    /// The output is a drop-in of fence-daemon.service. A generator runs this command at each boot
+    /// and `systemctl daemon-reload`. Nothing is changed.
+    ///
+    /// Exit status: 0, or 255 for a mistake in the file.
+    DropIn,
+
     /// Show the running daemon's state: what it hears, what it has done, what is wrong
     ///
     /// Asks over the control socket, control.sock in the configuration's state_directory. Only root

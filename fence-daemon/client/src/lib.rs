@@ -8,6 +8,7 @@ pub mod check_config;
 pub mod cli;
 pub mod configure;
 pub mod doctor;
+pub mod drop_in;
 pub mod history;
 pub mod keygen;
 pub mod probe;

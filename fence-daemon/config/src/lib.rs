@@ -18,6 +18,7 @@ mod change;
 mod choices;
 mod contents;
 mod cpg;
+mod demands;
 pub mod document;
 pub mod durable;
 mod error;

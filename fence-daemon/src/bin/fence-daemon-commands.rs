@@ -9,7 +9,7 @@ use std::time::Duration;
 use fence_client::cli::{self, Action, Cli, OneRecord};
 use fence_client::history::{self, Query};
 use fence_client::probe::{Domain, NoRing, Obstacle, Probe, Ring, RingNode, Unanswered, Unsafe};
-use fence_client::{check_config, configure, doctor, keygen, screen, status, top};
+use fence_client::{check_config, configure, doctor, drop_in, keygen, screen, status, top};
 use fence_common::exit::{EXIT_START, EXIT_USAGE};
 use fence_daemon::hosts::corosync::look::{self, NoLook};
 use fence_daemon::hypervisor::{self, CallError};
@@ -37,6 +37,7 @@ fn main() -> ExitCode {
     }
     ExitCode::from(match &cli.command {
         Some(Action::CheckConfig) => check_config::run(&cli.config, &ThisHost),
+        Some(Action::DropIn) => drop_in::run(&cli.config),
         Some(Action::Keygen { path, force, parents }) => {
             let options = keygen::KeygenOptions { force: *force, parents: *parents };
             keygen::run(path.as_deref(), &cli.config, options)

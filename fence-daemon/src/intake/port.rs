@@ -60,11 +60,13 @@ pub(super) enum NoPort {
     TcpTaken(u16),
     #[error("vsock port {0} is taken (is fence_virtd running?)")]
     VsockTaken(u16),
+    #[error("port {0} takes CAP_NET_BIND_SERVICE (under systemd: `systemctl daemon-reload`, and a restart)")]
+    Privileged(u16),
     #[error("{0} is no address of this host now")]
     NoAddress(IpAddr),
     #[error("there is no interface {0} now")]
     NoInterface(String),
-    #[error("this host has no vsock (`modprobe vhost_vsock`)")]
+    #[error("this host has no vsock (`modprobe vhost_vsock`), or the unit keeps it away (`systemctl daemon-reload`)")]
     NoVsock,
     #[error("systemd passes no socket called {0} (its unit needs `FileDescriptorName={0}`, and must be started)")]
     NotPassed(String),
@@ -252,6 +254,7 @@ fn refusal(at: &At, error: &io::Error) -> NoPort {
     match (at, error.raw_os_error().map(Errno::from_raw)) {
         (At::Tcp { address, .. }, Some(Errno::EADDRINUSE)) => NoPort::TcpTaken(address.port()),
         (At::Tcp { address, .. }, Some(Errno::EADDRNOTAVAIL)) => NoPort::NoAddress(address.ip()),
+        (At::Tcp { address, .. }, Some(Errno::EACCES)) => NoPort::Privileged(address.port()),
         (At::Vsock(port), Some(Errno::EADDRINUSE)) => NoPort::VsockTaken(*port),
         (At::Vsock(_), Some(Errno::EAFNOSUPPORT | Errno::ENODEV | Errno::EADDRNOTAVAIL)) => NoPort::NoVsock,
         _ => NoPort::Kernel(error.to_string()),
@@ -293,9 +296,8 @@ mod tests {
         let tcp = At::Tcp { address: ([192, 0, 2, 1], 7).into(), interface: None, only_v6: false };
         assert!(said(&tcp, Errno::EADDRINUSE).contains("TCP port 7 is taken"));
         assert_eq!(said(&tcp, Errno::EADDRNOTAVAIL), "192.0.2.1 is no address of this host now");
-        for at in [tcp, vsock] {
-            assert!(said(&at, Errno::EACCES).contains("ermission"));
-        }
+        assert!(said(&tcp, Errno::EACCES).contains("port 7 takes CAP_NET_BIND_SERVICE"));
+        assert!(said(&vsock, Errno::EACCES).contains("ermission"));
     }
 
     #[tokio::test]

@@ -11,7 +11,7 @@ use std::io;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread;
 
-use fence_config::{Config, Listener, Metrics};
+use fence_config::Config;
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 
@@ -28,9 +28,6 @@ const TO_LOAD: CapabilitySet =
 
 /// The first Linux that lets a process without CAP_BPF use the maps and programs that it has.
 const USES_WITHOUT: (u32, u32) = (5, 19);
-
-/// Ports below this one are privileged.
-const UNPRIVILEGED: u16 = 1024;
 
 /// A thread that may load the kernel program.
 #[derive(Debug)]
@@ -94,21 +91,11 @@ fn locks_without_right() -> bool {
 /// What serving needs.
 fn needed(config: &Config, release: &str, locks_without_right: bool) -> CapabilitySet {
     let mut needed = TO_FENCE;
-    let port = |listener: &Listener| match listener {
-        Listener::Multicast(multicast) => Some(multicast.port),
-        Listener::Tcp(tcp) => Some(tcp.port),
-        Listener::Vsock(vsock) => Some(vsock.port),
-        Listener::Serial(_) => None,
-    };
-    let scraped = config.metrics.iter().filter_map(|metrics| match metrics {
-        Metrics::Tcp(address) => Some(address.port()),
-        Metrics::Unix(_) => None,
-    });
     // A port is opened again when an address comes back.
-    if config.listeners.iter().filter_map(port).chain(scraped).any(|port| port < UNPRIVILEGED) {
+    if config.has_privileged_port() {
         needed |= CapabilitySet::NET_BIND_SERVICE;
     }
-    if config.uris.iter().any(|uri| starts_programs(uri)) {
+    if config.starts_programs() {
         needed |= CapabilitySet::SETPCAP;
     }
     // A lock of future memory counts against the limit with every allocation.
@@ -119,12 +106,6 @@ fn needed(config: &Config, release: &str, locks_without_right: bool) -> Capabili
         needed |= CapabilitySet::BPF;
     }
     needed
-}
-
-/// Whether libvirt's client starts a program for this URI, with all rights dropped. It may do so
-/// for an alias, which libvirt's own configuration explains.
-fn starts_programs(uri: &str) -> bool {
-    uri.split_once("://").is_none_or(|(scheme, _)| scheme.ends_with("+ssh") || scheme.ends_with("+ext"))
 }
 
 /// Whether this Linux lets a process use its maps and programs without a capability. What cannot be

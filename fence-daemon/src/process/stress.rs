@@ -14,7 +14,7 @@ use nix::errno::Errno;
 use nix::sys::mman::{MlockAllFlags, mlockall};
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 use rustix::fs::{Mode, OFlags};
-use rustix::process::setpriority_process;
+use rustix::process::{getpriority_process, setpriority_process};
 use rustix::thread::{CapabilitySet, capabilities};
 
 use fence_config::{Priority, Stress};
@@ -48,16 +48,20 @@ pub fn apply(stress: Stress) -> Vec<String> {
         }
     };
     match stress.priority {
-        Priority::Normal => {}
+        Priority::Normal => ask(
+            "give up the priority that the systemd unit gives",
+            &ordinary,
+            "set `Nice=0` in a drop-in of the unit, as `fence-daemon drop-in` prints it",
+        ),
         Priority::High => ask(
             "raise the priority",
-            &|| Ok(setpriority_process(None, NICE)?),
-            "it takes CAP_SYS_NICE; `priority = \"normal\";` in section fence_virtd asks for none",
+            &high,
+            "it takes CAP_SYS_NICE, or `Nice=-20` in the systemd unit; `priority = \"normal\";` in section fence_virtd asks for none",
         ),
         Priority::Realtime => ask(
             "get a real-time priority",
             &realtime,
-            "it takes CAP_SYS_NICE, and a cgroup with real-time time; `priority = \"high\";` in section fence_virtd does with less",
+            "it takes CAP_SYS_NICE, and a cgroup with real-time time, and under the systemd unit what `fence-daemon drop-in` prints; `priority = \"high\";` in section fence_virtd does with less",
         ),
     }
     if stress.oom_protect {
@@ -81,6 +85,16 @@ pub fn apply(stress: Stress) -> Vec<String> {
 
 /// A daemon that competes as any process does.
 const NOTHING: Stress = Stress { lock_memory: false, priority: Priority::Normal, oom_protect: false };
+
+/// The unit's `Nice` has set it already, and left no right to set it again.
+fn high() -> io::Result<()> {
+    if getpriority_process(None)? == NICE { Ok(()) } else { Ok(setpriority_process(None, NICE)?) }
+}
+
+/// Undoes the unit's `Nice`, which every daemon gets. Another value is somebody's choice and stays.
+fn ordinary() -> io::Result<()> {
+    if getpriority_process(None)? == NICE { Ok(setpriority_process(None, 0)?) } else { Ok(()) }
+}
 
 /// The unit's `OOMScoreAdjust` has set it already, and systemd has removed the right to set it
 /// again.

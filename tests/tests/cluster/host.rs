@@ -18,6 +18,8 @@ pub(crate) const LIMIT: Duration = Duration::from_secs(90);
 pub(crate) const NAME: &str = "hypervisor";
 pub(crate) const UNIT: &str = include_str!("../../../dist/fence-daemon.service");
 pub(crate) const UNIT_PATH: &str = "/etc/systemd/system/fence-daemon.service";
+const GENERATOR: &str = include_str!("../../../dist/fence-daemon-generator");
+const GENERATOR_PATH: &str = "/etc/systemd/system-generators/fence-daemon-generator";
 const SOCKET_UNIT: &str = include_str!("../../../dist/fence-daemon.socket");
 pub(crate) const SOCKET_UNIT_PATH: &str = "/etc/systemd/system/fence-daemon.socket";
 const STOCK: &[u8] = b"[Service]\nExecStart=/bin/sleep infinity\n";
@@ -43,6 +45,7 @@ impl Host {
             file(daemon.0, 0o755, &daemon.1),
             file(commands.0, 0o755, &commands.1),
             file(UNIT_PATH, 0o644, UNIT.as_bytes()),
+            file(GENERATOR_PATH, 0o755, GENERATOR.as_bytes()),
             file(SOCKET_UNIT_PATH, 0o644, SOCKET_UNIT.as_bytes()),
             file(KEY_PATH, 0o600, &KEY),
             file("/etc/fence_virt.conf", 0o600, config.render().as_bytes()),

@@ -54,6 +54,7 @@ fn both_kinds_have_the_same_files() -> Result<()> {
                 "/usr/sbin/fence-daemon",
                 "/usr/sbin/fence_virtd",
                 "/usr/lib/systemd/system/fence-daemon.service",
+                "/usr/lib/systemd/system-generators/fence-daemon-generator",
                 "/usr/lib/stonith/plugins/external/fence-xdp",
                 "/usr/lib/firewalld/services/fence-xdp.xml",
                 "/usr/share/man/man5/fence_virt.conf.5",

@@ -96,6 +96,9 @@ pub(super) fn lay_out(workspace: &Workspace, built: &Built, stage: &Path) -> any
     for unit in ["fence-daemon.service", "fence-daemon.socket"] {
         host.copy(&root.join("dist").join(unit), &format!("usr/lib/systemd/system/{unit}"), DATA)?;
     }
+    let generator = "fence-daemon-generator";
+    let place = format!("usr/lib/systemd/system-generators/{generator}");
+    host.copy(&root.join("dist").join(generator), &place, EXECUTABLE)?;
     host.copy(&root.join("dist/firewalld/fence-xdp.xml"), "usr/lib/firewalld/services/fence-xdp.xml", DATA)?;
     for tree in [&host, &node] {
         let guest = "fence-xdp-guest.xml";

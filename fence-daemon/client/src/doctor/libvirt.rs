@@ -94,8 +94,8 @@ fn unconnected<'r>(report: &'r Report, uri: &str) -> Option<&'r Uri> {
 fn refused_to_daemon(there: &Uri, rights: &str) -> Finding {
     let uri = &there.uri;
     let error = there.last_error.as_deref().unwrap_or("it does not say why");
-    let remedy = "the daemon has fewer rights than this shell, and another environment: compare its unit with dist/fence-daemon.service \
-                  (`systemctl cat fence-daemon`), and see whether root's ssh key and known_hosts do without questions. This tries it with the \
+    let remedy = "the daemon has fewer rights than this shell, and another environment: `systemctl daemon-reload` and \
+                  a restart give it what its configuration takes (`fence-daemon drop-in`). Compare its unit with dist/fence-daemon.service, and see whether root's ssh key and known_hosts do without questions. This tries it with the \
                   daemon's rights";
     Finding::wrong("libvirt", format!("{uri} answers here, but not to the daemon: {error}"), remedy)
         .command(format!("{rights}{}", try_it(uri)))
