@@ -3,7 +3,7 @@
 //! All of it goes to standard error, in order with cargo's output. Standard output is for results.
 
 use std::io::{self, BufRead as _, BufReader};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -71,11 +71,39 @@ pub(crate) fn follow(mut command: Command, errors: Errors, mut each: impl FnMut(
 ///
 /// # Errors
 /// The command cannot be started or fails.
-pub(crate) fn shown(title: &str, mut command: Command) -> anyhow::Result<()> {
-    let started = Instant::now();
-    say(title);
-    let status = command.stdin(Stdio::null()).status().with_context(|| format!("cannot start {}", line(&command)))?;
-    conclude(title, &line(&command), status, started)
+pub(crate) fn shown(title: &str, command: Command) -> anyhow::Result<()> {
+    Running::start(title, command)?.finish()
+}
+
+/// A command that was started, and whose output is shown.
+#[derive(Debug)]
+pub(crate) struct Running {
+    title: String,
+    typed: String,
+    started: Instant,
+    child: Child,
+}
+
+impl Running {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// The command cannot be started.
+    pub(crate) fn start(title: &str, mut command: Command) -> anyhow::Result<Self> {
+        let (typed, started) = (line(&command), Instant::now());
+        say(title);
+        let child = command.stdin(Stdio::null()).spawn().with_context(|| format!("cannot start {typed}"))?;
+        Ok(Self { title: title.to_owned(), typed, started, child })
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// The command fails.
+    pub(crate) fn finish(mut self) -> anyhow::Result<()> {
+        let status = self.child.wait().with_context(|| format!("cannot wait for {}", self.typed))?;
+        conclude(&self.title, &self.typed, status, self.started)
+    }
 }
 
 /// The command as an administrator would type it, without its environment.

@@ -18,7 +18,7 @@ use crate::fetch;
 use crate::name_of;
 use crate::privilege::Privilege;
 use crate::programs;
-use crate::progress::{self, Errors, say};
+use crate::progress::{self, Errors, Running, say};
 use crate::setup::{self, Profile};
 use crate::workspace::{self, Workspace};
 
@@ -198,14 +198,16 @@ pub(crate) fn run(workspace: &Workspace, wanted: &[Suite], filter: &[String]) ->
     }
 
     // One set alone downloads what it needs itself.
-    if suites.len() > 1
-        && suites.iter().any(|suite| suite.needs_fetched())
-        && let Err(error) = fetch::run(workspace)
-    {
-        say(format!("{error:#}: the tests that need these files will fail"));
-    }
+    let fetched = suites.len() > 1 && suites.iter().any(|suite| suite.needs_fetched());
+    let mut download = fetched.then(|| fetch::start(workspace));
     let mut outcomes = Vec::new();
     for suite in suites {
+        if suite.needs_fetched()
+            && let Some(download) = download.take()
+            && let Err(error) = download.and_then(Running::finish)
+        {
+            say(format!("{error:#}: the tests that need these files will fail"));
+        }
         outcomes.push(run_one(workspace, suite, &object, privilege, filter)?);
     }
     let failed = outcomes.iter().any(|outcome| !outcome.passed);
