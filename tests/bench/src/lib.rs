@@ -30,6 +30,6 @@ pub mod restart;
 pub mod rounds;
 pub mod serial;
 pub mod stats;
-mod svg;
+pub mod svg;
 pub mod tcp;
 pub mod thousand;
