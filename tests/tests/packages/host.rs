@@ -17,6 +17,7 @@ use fence_lab::process::{Finished, poll_until};
 use fence_lab::qemu;
 use fence_lab::server::Config;
 use fence_lab::systemd::Booted;
+use fence_lab::tools;
 
 /// How long a daemon may take until it serves or answers on a loaded machine.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -115,6 +116,26 @@ impl Debian {
         let place = format!("{PLACE}/{name}");
         self.stage.write(self.name, &place, &std::fs::read(package)?)?;
         Ok(place)
+    }
+
+    /// Writes a file there.
+    pub(crate) fn write(&self, path: &str, content: &[u8]) -> Result<()> {
+        self.stage.write(self.name, path, content)
+    }
+
+    /// Copies the files below a directory of the workspace.
+    pub(crate) fn write_tree(&self, from: &str, to: &str) -> Result<()> {
+        for entry in std::fs::read_dir(tools::workspace().join(from)).with_context(|| from.to_owned())? {
+            let entry = entry?;
+            let name = entry.file_name().into_string().ok().context("a name that is no text")?;
+            let (from, to) = (format!("{from}/{name}"), format!("{to}/{name}"));
+            if entry.file_type()?.is_dir() {
+                self.write_tree(&from, &to)?;
+            } else {
+                self.write(&to, &std::fs::read(entry.path())?)?;
+            }
+        }
+        Ok(())
     }
 
     /// Whether there is a file or a link at this path.

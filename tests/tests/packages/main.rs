@@ -2,6 +2,8 @@
 //! installed over a configured fence_virtd, used, removed, and fence_virtd again.
 
 #[cfg(test)]
+mod ansible;
+#[cfg(test)]
 mod contents;
 #[cfg(test)]
 mod host;

@@ -66,8 +66,8 @@ impl Tree {
         // Parts of the project bring them one by one.
         let files = if from.is_dir() { tidy::files(from)? } else { Vec::new() };
         for file in files.into_iter().filter(is_installed) {
-            let name = file.file_name().unwrap_or_default().to_string_lossy();
-            self.copy(&file, &format!("{to}/{name}"), DATA)?;
+            let below = file.strip_prefix(from).unwrap_or(&file).display();
+            self.copy(&file, &format!("{to}/{below}"), DATA)?;
         }
         Ok(())
     }
@@ -107,10 +107,8 @@ pub(super) fn lay_out(workspace: &Workspace, built: &Built, stage: &Path) -> any
         let place = "usr/lib/stonith/plugins/external/fence-xdp";
         tree.copy(&root.join("dist").join(plugin), place, EXECUTABLE)?;
     }
-    for (from, to) in
-        [("dist/prometheus", "usr/share/fence-xdp/prometheus"), ("dist/grafana", "usr/share/fence-xdp/grafana")]
-    {
-        host.folder(&root.join(from), to)?;
+    for folder in ["ansible", "grafana", "prometheus"] {
+        host.folder(&root.join("dist").join(folder), &format!("usr/share/fence-xdp/{folder}"))?;
     }
     manual(&built.manual, &host, &node)?;
     documents(workspace, &host, &node)
