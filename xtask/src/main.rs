@@ -1,4 +1,5 @@
-//! The command line: `cargo xtask setup | build | run | lab | test | bench | fuzz | dist | lint`.
+//! The command line: `cargo xtask setup | build | run | lab | test | bench | soak | fuzz | dist |
+//! lint`.
 //!
 //! xtask depends on neither libvirt nor aya nor the BPF toolchain, because it installs them. It
 //! must build on a machine with only cargo and a C compiler. Every command runs the setup that it
@@ -18,6 +19,7 @@ mod programs;
 mod progress;
 mod run;
 mod setup;
+mod soak;
 mod suites;
 mod tidy;
 mod workspace;
@@ -72,6 +74,8 @@ enum Task {
     /// Measure the daemon beside stock's fence_virtd, or the kernel program's cost, and write a
     /// page of docs
     Bench(bench::BenchOptions),
+    /// Load, floods and faults at random for an hour, with an observer that judges every success
+    Soak(soak::SoakOptions),
     /// Search inputs that break a parser, or on which kernel program and user space differ
     Fuzz(fuzz::FuzzOptions),
     /// Build the packages for hypervisors and cluster nodes: target/dist
@@ -124,6 +128,7 @@ fn perform(task: Task) -> anyhow::Result<ExitCode> {
         Task::Lab(options) => return lab::run(&workspace, &options),
         Task::Test { suites, filter } => return suites::run(&workspace, &suites, &filter),
         Task::Bench(options) => return bench::run(&workspace, &options),
+        Task::Soak(options) => return soak::run(&workspace, &options),
         Task::Fuzz(options) => return fuzz::run(&workspace, &options),
         Task::Dist(options) => return dist::run(&workspace, &options),
         Task::Lint { tidy } => return if tidy { lint::tidy(&workspace) } else { lint::run(&workspace) },

@@ -9,10 +9,12 @@
 //! * [`rate_limit`]: what the kernel program costs per frame, and the daemon under floods.
 //! * [`bystanders`]: what the kernel program costs other traffic.
 //! * [`clusters`]: fences in real clusters.
+//! * [`soak`]: load and faults at random for an hour, judged and not timed (`cargo xtask soak`).
 //! * [`stats`]: medians and the like; [`machine`]: the machine that runs the bench; [`pages`]: the
 //!   templates of the pages.
 //!
-//! No time fails the bench. A false success does: a success while the victim lives.
+//! No time fails the bench, but for the soak's rules. A false success does: a success while the
+//! victim lives.
 
 pub mod bed;
 pub mod bystanders;
@@ -29,6 +31,7 @@ pub mod report;
 pub mod restart;
 pub mod rounds;
 pub mod serial;
+pub mod soak;
 pub mod stats;
 pub mod svg;
 pub mod tcp;

@@ -259,7 +259,7 @@ pub fn asleep(contender: Contender, serving: &mut Serving, results: &mut Results
 }
 
 /// A number of a process or thread from its `status` file.
-fn status_number(file: &str, field: &str) -> Result<u64> {
+pub(crate) fn status_number(file: &str, field: &str) -> Result<u64> {
     let text = fs::read_to_string(file).with_context(|| format!("reading {file}"))?;
     let line = text.lines().find_map(|line| line.strip_prefix(field));
     let number = line.and_then(|line| line.split_whitespace().next()).and_then(|number| number.parse().ok());

@@ -38,7 +38,23 @@ pub struct Libvirtd {
     // Drops before the lab: the lab's end waits for its unreaped processes.
     process: Process,
     hypervisor: Hypervisor,
+    /// How it was started, for the next start.
+    config: String,
+    arguments: Vec<String>,
 }
+
+/// Lines for libvirtd.conf of a hypervisor that others migrate machines to, for
+/// [`Libvirtd::start_with`] with [`LISTEN`]. libvirt tells hosts apart by UUID, and all labs have
+/// this machine's, so each `number` has its own.
+#[must_use]
+pub fn listening(number: usize) -> String {
+    format!(
+        "listen_tls = 0\nlisten_tcp = 1\nauth_tcp = \"none\"\nhost_uuid = \"00000000-0000-4000-8000-{number:012}\"\n"
+    )
+}
+
+/// The argument of a libvirtd that others connect to.
+pub const LISTEN: &str = "--listen";
 
 impl Libvirtd {
     /// Starts it on the hypervisor and waits until it serves.
@@ -67,7 +83,8 @@ impl Libvirtd {
         let mut command = Command::new("sh");
         command.args(["-c", START, "sh"]).args(arguments);
         let process = Process::start(hypervisor.space(), &mut command)?;
-        let mut libvirtd = Self { process, hypervisor: hypervisor.clone() };
+        let (config, arguments) = (config.to_owned(), arguments.iter().map(|&argument| argument.to_owned()).collect());
+        let mut libvirtd = Self { process, hypervisor: hypervisor.clone(), config, arguments };
         poll_until("libvirtd", Duration::from_secs(60), || {
             if !libvirtd.process.is_running()? {
                 bail!("it has ended");
@@ -105,10 +122,17 @@ impl Libvirtd {
         poll_until("libvirtd to go on", Duration::from_secs(60), || {
             if !self.process.is_running()? {
                 eprintln!("libvirtd has ended, and is started again: {}", self.process.stderr().text());
-                *self = Self::start(&self.hypervisor.clone())?;
+                self.start_again()?;
             }
             Ok(self.virsh(uri, &["list"]).is_ok().then_some(()))
         })
+    }
+
+    /// Starts it after [`Self::kill`] or [`Self::stop`], as it was started before.
+    pub fn start_again(&mut self) -> Result<()> {
+        let arguments: Vec<&str> = self.arguments.iter().map(String::as_str).collect();
+        *self = Self::start_with(&self.hypervisor, &self.config, &arguments)?;
+        Ok(())
     }
 
     /// Kills it as if it had crashed: its machines live on.
@@ -118,7 +142,16 @@ impl Libvirtd {
 
     /// As [`Self::crash`], for [`Self::go_on`].
     pub fn kill(&mut self) -> Result<()> {
-        self.signal(Signal::SIGKILL)?;
+        self.end_by(Signal::SIGKILL)
+    }
+
+    /// Ends it in order, as a package's upgrade does, for [`Self::go_on`]. Its machines live on.
+    pub fn stop(&mut self) -> Result<()> {
+        self.end_by(Signal::SIGTERM)
+    }
+
+    fn end_by(&mut self, signal: Signal) -> Result<()> {
+        self.signal(signal)?;
         ensure!(self.process.ends_within(COMMAND_LIMIT)?, "libvirtd does not end");
         Ok(())
     }

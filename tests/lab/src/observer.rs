@@ -4,9 +4,10 @@
 //! client's success all of them must be dead, and for a container everything in it. The observer
 //! asks neither libvirt nor the server's log.
 
+use std::fmt;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use fence_common::wire::Op;
 
 use crate::client::{Client, Family};
@@ -91,7 +92,7 @@ impl Observer {
     pub fn ask_about(&self, key: &[u8], op: Op, domain: &str, victims: &[Witness]) -> Result<u8> {
         let what = || format!("{} of {domain}", op.name());
         let reply = Peer::new(&self.guest, key, Family::V4)?.ask(op, domain)?.converse().with_context(what)?;
-        judge(&what(), reply == 0 && kills(op.name()), alive(victims)?)?;
+        judged(&what(), reply == 0 && kills(op.name()), alive(victims)?)?;
         Ok(reply)
     }
 }
@@ -104,7 +105,7 @@ impl Asked {
         // Now, before anything else is done: a death that comes later is no excuse.
         let alive = alive(&victims)?;
         let answer = client.finish(Duration::ZERO).with_context(|| what.clone())?;
-        judge(&what, answer.code == Some(0) && kills, alive)?;
+        judged(&what, answer.code == Some(0) && kills, alive)?;
         Ok(answer)
     }
 
@@ -125,8 +126,8 @@ fn kills(op: &str) -> bool {
     matches!(op, "off" | "reboot")
 }
 
-/// A victim that lives now.
-fn alive(victims: &[Witness]) -> Result<Option<String>> {
+/// A victim that lives now, for [`judged`].
+pub fn alive(victims: &[Witness]) -> Result<Option<String>> {
     for victim in victims {
         if !victim.is_dead()? {
             return Ok(Some(victim.describe()));
@@ -135,9 +136,36 @@ fn alive(victims: &[Witness]) -> Result<Option<String>> {
     Ok(None)
 }
 
-fn judge(what: &str, is_told: bool, alive: Option<String>) -> Result<()> {
+/// Judges an answer by the victim that lived at its moment. `is_told` is whether the answer calls
+/// the victims dead.
+///
+/// # Errors
+/// [`FalseSuccess`]: it does, and there was one.
+pub fn judged(what: &str, is_told: bool, alive: Option<String>) -> Result<()> {
     match alive {
-        Some(victim) if is_told => bail!("FALSE SUCCESS: {what} was answered with success, and there lives {victim}"),
+        Some(victim) if is_told => {
+            Err(FalseSuccess(format!("{what} was answered with success, and there lives {victim}")).into())
+        }
         _ => Ok(()),
     }
 }
+
+/// As [`judged`], of an answer that has come just now.
+///
+/// # Errors
+/// As [`judged`], or the kernel does not say.
+pub fn judge_now(what: &str, is_told: bool, victims: &[Witness]) -> Result<()> {
+    judged(what, is_told, alive(victims)?)
+}
+
+/// The error about an answer that calls a living domain dead.
+#[derive(Debug)]
+pub struct FalseSuccess(String);
+
+impl fmt::Display for FalseSuccess {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "FALSE SUCCESS: {}", self.0)
+    }
+}
+
+impl std::error::Error for FalseSuccess {}

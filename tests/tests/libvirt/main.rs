@@ -5,6 +5,8 @@
 //! drivers at once are ours alone: fence_virtd prints no list over two connections.
 
 #[cfg(test)]
+mod a_soak;
+#[cfg(test)]
 mod blind;
 #[cfg(test)]
 mod block;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use fence_common::wire::Op;
 use fence_lab::lab::Hypervisor;
-use fence_lab::libvirtd::Libvirtd;
+use fence_lab::libvirtd::{LISTEN, Libvirtd, listening};
 use fence_lab::machine::{FILLING, Machine};
 use fence_lab::process::{Finished, Process, poll_until};
 use fence_lab::qemu;
@@ -33,13 +33,8 @@ pub(crate) fn hosts_with(which: &Which) -> Result<[Host; 2]> {
     let hypervisors = [Hypervisor::new()?, Hypervisor::new()?];
     let addresses = hypervisors[0].connect(&hypervisors[1])?;
     let host = |number: usize| -> Result<Host> {
-        // libvirt tells hosts apart by UUID, and both labs have this machine's, so each gets its
-        // own.
-        let config = format!(
-            "listen_tls = 0\nlisten_tcp = 1\nauth_tcp = \"none\"\nhost_uuid = \"00000000-0000-4000-8000-00000000000{number}\"\n"
-        );
         let hypervisor = hypervisors[number].clone();
-        let libvirtd = Libvirtd::start_with(&hypervisor, &config, &["--listen"])?;
+        let libvirtd = Libvirtd::start_with(&hypervisor, &listening(number), &[LISTEN])?;
         let site = Site::with(which, hypervisor, libvirtd, &[qemu::URI], &[])?;
         Ok(Host { site, address: addresses[number].to_string() })
     };

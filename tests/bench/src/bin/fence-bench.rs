@@ -6,6 +6,7 @@
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum as _};
@@ -13,7 +14,7 @@ use fence_bench::bystanders::{self, Road};
 use fence_bench::figures::Part;
 use fence_bench::rate_limit::{self, floods};
 use fence_bench::rounds::{self, Plan};
-use fence_bench::{clusters, machine, report};
+use fence_bench::{clusters, machine, report, soak};
 use fence_lab::cluster::scenario::Scenario;
 use fence_lab::program::{self, progress};
 use fence_lab::server::Which;
@@ -48,6 +49,24 @@ enum Subject {
         /// Play this scenario alone (as often as wanted)
         #[arg(long, value_enum, value_name = "SCENARIO", conflicts_with_all = ["quick", "write"])]
         only: Vec<Scenario>,
+    },
+    /// Honest load, floods and faults at random; an observer judges every success
+    Soak {
+        /// The daemon to soak
+        #[arg(long, value_name = "PATH")]
+        daemon: PathBuf,
+        /// For how long
+        #[arg(long, default_value_t = 60, value_name = "N")]
+        minutes: u64,
+        /// What chooses; printed, so that it can be repeated
+        #[arg(long, value_name = "SEED")]
+        seed: Option<u64>,
+        /// Write the page and its picture into this folder
+        #[arg(long, value_name = "FOLDER")]
+        write: Option<PathBuf>,
+        /// A sentence for the page: what else ran on the machine
+        #[arg(long, default_value = "Nothing else ran on the machine.", value_name = "TEXT")]
+        beside: String,
     },
 }
 
@@ -116,6 +135,19 @@ fn run(subject: &Subject) -> Result<()> {
             let results = clusters::run(&Which::at(&how.daemon)?, scenarios, how.rounds)?;
             progress(&clusters::report::markdown(&results, &facts, how.rounds));
             how.write(|folder| clusters::report::write(folder, &results, &facts, how.rounds))
+        }
+        Subject::Soak { daemon, minutes, seed, write, beside } => {
+            tools::require(&["fence_xvm", "libvirtd", "virsh", "qemu-system-x86_64", "busybox", "ip", "tini"])?;
+            let seed = seed.unwrap_or_else(soak::SoakPlan::any_seed);
+            let length = Duration::from_secs(minutes * 60);
+            let plan = soak::SoakPlan { daemon: Which::at(daemon)?, length, seed, pace: soak::Pace::FULL };
+            // A run that broke a rule writes no page.
+            let outcome = soak::run(&plan)?.kept()?;
+            print(&soak::report::table(&outcome))?;
+            let Some(folder) = write else { return Ok(()) };
+            soak::report::write(folder, &outcome, &facts, beside)?;
+            progress(&format!("written into {}", folder.display()));
+            Ok(())
         }
     }
 }
