@@ -6,7 +6,7 @@ use fence_common::target::Target;
 use fence_config::RebootMethod;
 use tokio::task::JoinHandle;
 
-use super::proof::confirm;
+use super::proof::{after_death, confirm, first_process};
 use super::{
     Detail, Meant, Off, Orders, Outcome, Plan, Record, RecordFile, Records, Source, Unproven, by_libvirt, kill,
     orphans, reset,
@@ -86,6 +86,7 @@ impl Orders {
             }
             None => {
                 let foreseen = if reboot { foresee(records, uri, &domain) } else { None };
+                let first = first_process(uri, &domain);
                 let seen_dead = uri.table.seen_dead(&Target::Uuid(uuid));
                 let dead = seen_dead.as_ref().and_then(|seen| seen.unnoticed.as_ref()).map(|instance| instance.id);
                 let (result, look) = match seen_dead {
@@ -99,6 +100,7 @@ impl Orders {
                     }
                 };
                 let result = confirm(host, uri, &domain, result, look.as_deref(), had_orphans, &deadline).await;
+                let result = after_death(result, first.as_deref(), &deadline).await;
                 let kept = foreseen.map(|(record, kept)| match &result {
                     Ok(Off::Proven { at, .. }) => records.confirm(record, kept, *at),
                     _ => kept,

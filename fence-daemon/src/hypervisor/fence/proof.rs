@@ -4,15 +4,17 @@
 //! its death, and [`host`](crate::hypervisor::process::host) clears away the rest.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::timeout_at;
 use zeroize::Zeroizing;
 
 use crate::clock::Moment;
 use crate::hypervisor::deadline::Deadline;
 use crate::hypervisor::known::{Identity, Uri};
 use crate::hypervisor::libvirt::{CallError, LibvirtError, State};
-use crate::hypervisor::process::{Cleared, Host, Job, Left, Look};
+use crate::hypervisor::process::{Cleared, Driver, Host, Job, Left, Look, Victim};
 
 /// How long after the deadline the processes that this host finds may take to die. The answer must
 /// still be in time.
@@ -122,5 +124,36 @@ pub(super) async fn confirm(
         (Ok(Cleared { at, .. }), Off::Already(_)) => Off::Already(at),
         (Ok(Cleared { at, .. }), Off::Proven { source, .. }) => Off::Proven { was, at, source },
         (Ok(_), said) => said,
+    })
+}
+
+/// A container's first process, held before libvirt destroys the container, for [`after_death`].
+pub(super) fn first_process(uri: &Uri, domain: &Identity) -> Option<Arc<Victim>> {
+    uri.table.driver.filter(|driver| *driver == Driver::Lxc)?;
+    let known = uri.table.instance(domain.uuid).and_then(|instance| instance.living().cloned());
+    known.or_else(|| Victim::open(Driver::Lxc, &domain.name, domain.uuid).ok().map(Arc::new))
+}
+
+/// An "off" passes only after the death of the container's first process. libvirt calls a container
+/// off whose control group is empty. The kernel takes a process's memory and control group before
+/// its death, so no scan sees whose it is.
+pub(super) async fn after_death(
+    said: Result<Off, CallError>,
+    first: Option<&Victim>,
+    deadline: &Deadline,
+) -> Result<Off, CallError> {
+    let was = match &said {
+        Ok(Off::Proven { was, .. }) => *was,
+        Ok(Off::Already(_)) => State::RUNNING,
+        Ok(Off::Gone | Off::MovedAway | Off::Unproven { .. }) | Err(_) => return said,
+    };
+    let Some(first) = first else { return said };
+    if !matches!(timeout_at(deadline.by() + CLEAR, first.death()).await, Ok(Ok(()))) {
+        return Ok(Off::Unproven { was, why: Unproven::Left(Left::Undead(vec![first.pid()])) });
+    }
+    said.map(|off| match off {
+        Off::Proven { was, source, .. } => Off::Proven { was, at: Moment::now(), source },
+        Off::Already(_) => Off::Already(Moment::now()),
+        off @ (Off::Gone | Off::MovedAway | Off::Unproven { .. }) => off,
     })
 }
