@@ -82,7 +82,7 @@ impl Panel<'_> {
         let defaults = &self.json["fieldConfig"]["defaults"];
         let colour = |value: f64| {
             let steps = defaults["thresholds"]["steps"].as_array().into_iter().flatten();
-            let reached = steps.filter(|step| step["value"].as_f64().is_none_or(|from| value >= from));
+            let mut reached = steps.filter(|step| step["value"].as_f64().is_none_or(|from| value >= from));
             match reached.next_back().and_then(|step| step["color"].as_str()) {
                 Some("red") => "#e8b4a8",
                 Some("yellow" | "orange") => "#ecd9a0",
