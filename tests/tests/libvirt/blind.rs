@@ -1,4 +1,5 @@
-//! A libvirt without events: the daemon polls its domains, and looks again before it acts.
+//! A libvirt without events, or one that has yet to list its domains: the daemon looks at a domain
+//! before it acts.
 
 use anyhow::{Context, Result, ensure};
 use fence_lab::lab::Hypervisor;
@@ -49,4 +50,21 @@ fn a_libvirt_without_events_is_looked_at_all_the_same() -> Result<()> {
     ensure!(before.is_dead()?);
     site.logs(position, "libvirt would not tell that it was reset")?;
     site.logs(position, "started again after its reboot")
+}
+
+/// Right after a start the table lacks most of a thousand domains. The wait for libvirt's destroy
+/// would take 200 ms.
+#[test]
+fn a_domain_that_is_not_in_the_table_yet_is_killed_directly() -> Result<()> {
+    let hypervisor = Hypervisor::new()?;
+    let libvirtd = Libvirtd::start(&hypervisor)?;
+    qemu::start_idle(&libvirtd, "vm")?;
+    let proxy = Proxy::start(&hypervisor)?;
+    proxy.withhold_lists();
+    let site = Site::on(hypervisor, libvirtd, &[qemu::URI], &[])?;
+    site.off_directly("vm")?;
+    // libvirt asks QEMU to end first, and QEMU's log tells who asked. SIGKILL leaves it no time.
+    let log = std::fs::read_to_string(site.hypervisor.outside("/var/log/libvirt/qemu/vm.log"))?;
+    ensure!(log.contains("-name guest=vm") && !log.contains("terminating on signal"), "destroyed by libvirt: {log}");
+    Ok(())
 }

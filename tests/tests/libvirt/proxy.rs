@@ -25,6 +25,8 @@ const BEHIND: &str = "/run/libvirt/libvirt-sock.behind";
 const REMOTE_PROGRAM: u32 = 0x2000_8086;
 /// Its procedure that registers for events of domains.
 const REGISTER_ANY: u32 = 316;
+/// Its procedure that lists all domains.
+const LIST_ALL: u32 = 273;
 /// `VIR_ERR_NO_SUPPORT` and `VIR_FROM_RPC`, and the level of an error.
 const NO_SUPPORT: [u32; 2] = [3, 7];
 const LEVEL: u32 = 2;
@@ -36,6 +38,8 @@ const MESSAGE_MAX: usize = 32 << 20;
 struct Rules {
     /// Whether registrations for events are refused, as by a driver that has none.
     refuses_events: AtomicBool,
+    /// Whether lists of all domains are never answered.
+    withholds_lists: AtomicBool,
     /// For how many milliseconds each answer is kept back.
     delay: AtomicU64,
     /// Whether those on the connection that events come over are as well. Most queries use it.
@@ -88,6 +92,11 @@ impl Proxy {
         self.rules.refuses_events.store(true, Ordering::Release);
     }
 
+    /// Answers no list of all domains from now on.
+    pub(super) fn withhold_lists(&self) {
+        self.rules.withholds_lists.store(true, Ordering::Release);
+    }
+
     /// Keeps each answer back for so long, on all connections but the one that events come over.
     pub(super) fn delay_answers(&self, delay: Duration) {
         self.rules.delay.store(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX), Ordering::Release);
@@ -126,8 +135,11 @@ fn pass(rules: &Arc<Rules>, client: UnixStream, behind: &PathBuf) -> Result<()> 
     let has_events = Arc::clone(&listens);
     thread::spawn(move || {
         while let Ok(message) = read(&mut from_client) {
-            if is_registration(&message) {
+            if calls(&message, REGISTER_ANY) {
                 listens.store(true, Ordering::Release);
+            }
+            if calls(&message, LIST_ALL) && asks.withholds_lists.load(Ordering::Acquire) {
+                continue;
             }
             let refused = asks.refuses_events.load(Ordering::Acquire).then(|| refusal(&message)).flatten();
             let passed = match refused {
@@ -181,16 +193,16 @@ fn word(message: &[u8], number: usize) -> Option<u32> {
     Some(u32::from_be_bytes(bytes.try_into().ok()?))
 }
 
-/// Whether a message is a call that registers for events of domains.
-fn is_registration(message: &[u8]) -> bool {
+/// Whether a message is a call of this procedure.
+fn calls(message: &[u8], procedure: u32) -> bool {
     let words = [1, 3, 4].map(|number| word(message, number));
-    words == [Some(REMOTE_PROGRAM), Some(REGISTER_ANY), Some(0)]
+    words == [Some(REMOTE_PROGRAM), Some(procedure), Some(0)]
 }
 
 /// The answer to a registration for events that a driver without events gives; none to anything
 /// else.
 fn refusal(message: &[u8]) -> Option<Vec<u8>> {
-    if !is_registration(message) {
+    if !calls(message, REGISTER_ANY) {
         return None;
     }
     let (program, version, procedure, serial) =

@@ -206,12 +206,15 @@ pub(super) async fn follow(uri: &Arc<Uri>, mut events: mpsc::UnboundedReceiver<N
 }
 
 impl Known {
-    /// Looks at a request's domain at the URIs whose libvirt tells no events, where the tables
-    /// would be behind. Costs nothing elsewhere.
+    /// Looks at a request's domain at the URIs whose table is behind: where libvirt tells no
+    /// events, and where the daemon has just started. Without the look libvirt would have to
+    /// destroy the domain, which is slower. Costs nothing elsewhere.
     pub(crate) async fn refresh(&self, target: &Target) {
         let by = Instant::now() + self.grace;
         let mut looks = JoinSet::new();
-        for uri in self.uris.iter().filter(|uri| uri.table.is_blind() && uri.is_lively()) {
+        let is_untold = |uri: &Uri| !uri.table.is_filled() && uri.table.find(target).is_none();
+        let is_behind = |uri: &Uri| uri.table.is_blind() || is_untold(uri);
+        for uri in self.uris.iter().filter(|uri| uri.is_lively() && is_behind(uri)) {
             let (uri, target) = (Arc::clone(uri), target.clone());
             looks.spawn(async move {
                 let known = uri.table.find(&target).map(|(uuid, _)| uuid);
