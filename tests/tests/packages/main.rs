@@ -6,8 +6,14 @@ mod ansible;
 #[cfg(test)]
 mod contents;
 #[cfg(test)]
+mod foreign;
+#[cfg(test)]
 mod host;
 #[cfg(test)]
 mod hypervisor;
 #[cfg(test)]
+mod layer;
+#[cfg(test)]
 mod node;
+#[cfg(test)]
+mod selinux;
