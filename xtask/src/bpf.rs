@@ -40,9 +40,13 @@ pub(crate) fn build(root: &Path) -> Result<PathBuf> {
     let toolchain = Toolchain::find().with_context(|| missing("no Rust compiler that can build for BPF"))?;
     let object = root.join(OBJECT);
     let target_dir = root.join("target/bpf-build");
+    // BTF has the path of each source file, for bpftool.
+    let mut flags = FLAGS.map(str::to_owned).to_vec();
+    flags.extend(without_paths(root));
+    flags.push(renamed(&toolchain.library(), "/usr/src/rust"));
     let mut cargo = toolchain.cargo(root);
     cargo
-        .env("CARGO_ENCODED_RUSTFLAGS", FLAGS.join("\x1f"))
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
         .env(format!("CARGO_TARGET_{}_LINKER", TARGET.replace('-', "_").to_uppercase()), &linker.path)
         .args(["build", "--release", "--package", "fence-ebpf", "-Z", "build-std=core"])
         // Not the release profile, which is the daemon's and optimises for size: the verifier
@@ -75,9 +79,12 @@ pub(crate) fn build(root: &Path) -> Result<PathBuf> {
 /// The compiler's flags that keep this machine's paths out of what it compiles: of the workspace,
 /// and of cargo's directory. So the same source becomes the same bytes anywhere.
 pub(crate) fn without_paths(root: &Path) -> Vec<String> {
-    let home = toolchain::cargo_home();
-    let places = [(root, "/usr/src/fence-xdp"), (home.as_path(), "/usr/src/cargo")];
-    places.map(|(from, to)| format!("--remap-path-prefix={}={to}", from.display())).to_vec()
+    vec![renamed(root, "/usr/src/fence-xdp"), renamed(&toolchain::cargo_home(), "/usr/src/cargo")]
+}
+
+/// The compiler's flag that gives the files below a directory another place.
+fn renamed(from: &Path, to: &str) -> String {
+    format!("--remap-path-prefix={}={to}", from.display())
 }
 
 /// The object's content without DWARF, which is two thirds of it. No loader reads DWARF: the maps'

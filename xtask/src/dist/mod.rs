@@ -8,6 +8,7 @@ mod bill;
 mod deb;
 mod rpm;
 mod tree;
+mod verify;
 
 use std::env;
 use std::fs;
@@ -23,6 +24,8 @@ use crate::progress::{self, say};
 use crate::setup::{self, Profile};
 use crate::workspace::Workspace;
 
+/// The digests of the packages, beside them.
+const DIGESTS: &str = "SHA256SUMS";
 /// The directory of the finished packages, from the workspace's root.
 const OUT: &str = "target/dist";
 /// That of packages without optimisation, so that tests never replace finished ones.
@@ -38,7 +41,7 @@ pub(super) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// A format of packages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Format {
+pub(super) enum Format {
     /// For Debian and Ubuntu
     Deb,
     /// For Fedora, RHEL and SUSE
@@ -54,6 +57,9 @@ pub(crate) struct DistOptions {
     /// Pack a build without optimisation, as the tests do: target/dist-debug
     #[arg(long)]
     debug: bool,
+    /// Then build them again from a copy of the tree in another directory, and compare
+    #[arg(long, conflicts_with = "debug")]
+    verify: bool,
 }
 
 /// What goes into the packages, compiled.
@@ -76,9 +82,12 @@ pub(crate) fn run(workspace: &Workspace, options: &DistOptions) -> anyhow::Resul
     digests.current_dir(&out).args(packages(&out)?);
     let digests = digests.output().context("cannot run sha256sum")?;
     ensure!(digests.status.success(), "sha256sum failed");
-    fs::write(out.join("SHA256SUMS"), &digests.stdout).context("cannot write SHA256SUMS")?;
+    fs::write(out.join(DIGESTS), &digests.stdout).context("cannot write the digests")?;
     io::stdout().write_all(&digests.stdout).context("cannot print the digests")?;
     say(format!("the packages are in {}", out.display()));
+    if options.verify {
+        verify::run(workspace, formats, epoch(workspace.root())?)?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -132,7 +141,6 @@ fn compile(workspace: &Workspace, out: &Path, epoch: u64, release: bool) -> anyh
 
     let mut cargo = workspace.cargo(&object);
     cargo.args(["build", "--locked", "--release", "--package", "fence-daemon", "--package", "fence-client"]);
-    // Of this machine's paths only the kernel program has some, in its BTF.
     let target = workspace.root().join("target/dist-build");
     cargo.args(bins()).arg("--target-dir").arg(&target);
     cargo.env("CARGO_ENCODED_RUSTFLAGS", bpf::without_paths(workspace.root()).join("\x1f"));

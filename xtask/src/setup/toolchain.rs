@@ -40,6 +40,9 @@ impl std::fmt::Display for Version {
     }
 }
 
+/// The library's source, from a toolchain's own directory.
+const LIBRARY: &str = "lib/rustlib/src/rust";
+
 /// Variables that the calling cargo has set, and that would break a build for another target with
 /// another compiler.
 const NOT_INHERITED: [&str; 14] = [
@@ -88,8 +91,14 @@ impl Toolchain {
         let sysroot = PathBuf::from(ask(rustc, &["--print", "sysroot"])?.trim());
         let [rustc, cargo] = ["bin/rustc", "bin/cargo"].map(|program| sysroot.join(program));
         let complete =
-            sysroot.join("lib/rustlib/src/rust/library/core/Cargo.toml").exists() && rustc.exists() && cargo.exists();
+            sysroot.join(LIBRARY).join("library/core/Cargo.toml").exists() && rustc.exists() && cargo.exists();
         (version >= Version::minimum_rust() && complete).then_some(Self { rustc, cargo, llvm })
+    }
+
+    /// The directory of the library's source.
+    pub(crate) fn library(&self) -> PathBuf {
+        // The compiler is `bin/rustc` there.
+        self.rustc.ancestors().nth(2).unwrap_or(Path::new("/usr")).join(LIBRARY)
     }
 
     /// Whether this is the distribution's toolchain.
