@@ -57,6 +57,7 @@ fn both_kinds_have_the_same_files() -> Result<()> {
                 "/usr/lib/systemd/system-generators/fence-daemon-generator",
                 "/usr/lib/stonith/plugins/external/fence-xdp",
                 "/usr/lib/firewalld/services/fence-xdp.xml",
+                "/usr/share/selinux/packages/fence-xdp.cil",
                 "/usr/share/man/man5/fence_virt.conf.5",
                 "/usr/share/man/man8/fence-daemon.8",
                 "/usr/share/man/man8/fence-daemon-status.8",

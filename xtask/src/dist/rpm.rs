@@ -11,7 +11,7 @@ use anyhow::Context as _;
 use super::{EPOCH, VERSION, tree};
 use crate::progress;
 
-/// Directories that only these packages have. All others belong to the system.
+/// Directories that only these packages have, with all below them. All others belong to the system.
 const OWN: [&str; 4] =
     ["usr/libexec/fence-xdp", "usr/share/fence-xdp", "usr/share/doc/fence-xdp", "usr/share/doc/fence-xdp-node"];
 
@@ -52,7 +52,13 @@ fn list_of(tree: &Path) -> anyhow::Result<String> {
     let mut text = "%defattr(-,root,root)\n".to_owned();
     let mut folders = vec![tree.to_owned()];
     let mut lines: Vec<PathBuf> = Vec::new();
+    let mut own: Vec<PathBuf> = Vec::new();
     while let Some(folder) = folders.pop() {
+        if let Ok(place) = folder.strip_prefix(tree)
+            && OWN.iter().any(|own| place.starts_with(own))
+        {
+            own.push(place.to_owned());
+        }
         for entry in fs::read_dir(&folder).with_context(|| format!("cannot list {}", folder.display()))? {
             let entry = entry?;
             if entry.file_type()?.is_dir() {
@@ -63,8 +69,9 @@ fn list_of(tree: &Path) -> anyhow::Result<String> {
         }
     }
     lines.sort_unstable();
-    for own in OWN.iter().filter(|own| tree.join(own).is_dir()) {
-        let _ = writeln!(text, "%dir /{own}");
+    own.sort_unstable();
+    for own in own {
+        let _ = writeln!(text, "%dir /{}", own.display());
     }
     for path in lines {
         let place = path.strip_prefix(tree).unwrap_or(&path);

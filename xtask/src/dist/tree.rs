@@ -99,6 +99,8 @@ pub(super) fn lay_out(workspace: &Workspace, built: &Built, stage: &Path) -> any
     let generator = "fence-daemon-generator";
     let place = format!("usr/lib/systemd/system-generators/{generator}");
     host.copy(&root.join("dist").join(generator), &place, EXECUTABLE)?;
+    let module = "usr/share/selinux/packages/fence-xdp.cil";
+    host.copy(&root.join("dist/selinux/fence-xdp.cil"), module, DATA)?;
     host.copy(&root.join("dist/firewalld/fence-xdp.xml"), "usr/lib/firewalld/services/fence-xdp.xml", DATA)?;
     for tree in [&host, &node] {
         let guest = "fence-xdp-guest.xml";
