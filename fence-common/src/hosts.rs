@@ -202,7 +202,8 @@ impl Hosts {
         }
         self.epoch += 1;
         for member in left {
-            self.members.remove(&member);
+            let incarnation = self.members.remove(&member).and_then(|one| one.incarnation);
+            self.duties.races.left(now, member, incarnation);
             self.outputs.push_back(Output::Note(GroupNote::Left(member)));
         }
         for &member in &joined {
@@ -217,6 +218,7 @@ impl Hosts {
             self.hello(false, true);
         }
         self.take_over(now);
+        self.go_on(now);
         self.judge_all(now);
     }
 
@@ -284,7 +286,7 @@ impl Hosts {
         match message {
             Message::Hello { wants_all, is_complete, domains } => {
                 let present: Vec<_> = self.pids(from.node).collect();
-                self.records.told(from, is_complete, domains, &present);
+                self.records.told(now, from, is_complete, domains, &present);
                 if wants_all && from != self.me {
                     self.hello(false, true);
                 }
@@ -293,7 +295,7 @@ impl Hosts {
             Message::Over { request, reached } => self.over(now, from, request, reached),
             Message::Ask { .. } => self.asked_by(now, from, incarnation, sent_after.unwrap_or_default(), message),
             Message::Say { to, round, word, changes, uuid, name } => {
-                self.duties.races.said(now, from, to, &word, (uuid, name.as_deref()));
+                self.duties.races.said(now, (from, incarnation), to, &word, (uuid, name.as_deref()));
                 self.said_to_run(from, &word, uuid, name.as_deref());
                 self.said_to_all(now, from, to, &word);
                 self.go_on(now);
@@ -305,7 +307,11 @@ impl Hosts {
                 self.start(now, QuestionId { incarnation, number }, round, starter, uuid, name);
             }
             Message::Ready { to } => self.ready(now, from, to),
-            Message::Addresses { guests } => self.records.addresses(from, guests),
+            Message::Addresses { guests } => self.records.addresses(now, from, guests),
+            Message::Answered { request } => {
+                self.duties.races.over(&request);
+                self.go_on(now);
+            }
         }
         self.judge_all(now);
     }
@@ -350,37 +356,6 @@ impl Hosts {
         if tells_all && !self.addresses.is_empty() {
             self.send(Message::Addresses { guests: self.addresses.clone() });
         }
-    }
-
-    /// The group, for people.
-    #[must_use]
-    pub fn view(&self) -> GroupView {
-        let present = self.members.keys().map(|member| member.node);
-        let nodes: BTreeSet<_> = self.configured.keys().copied().chain(present).collect();
-        let view = |node: NodeId| {
-            let words = self.records.of(node);
-            HostView {
-                node,
-                name: self.configured.get(&node).cloned(),
-                daemons: self.pids(node).collect(),
-                heard: words.and_then(|words| words.heard),
-                trouble: self.members.iter().filter(|(member, _)| member.node == node).find_map(|(_, one)| one.trouble),
-                fenced: words.and_then(records::HostWords::fenced_at),
-            }
-        };
-        let hosts = nodes.into_iter().map(view).collect();
-        GroupView { joined: self.is_joined(), quorate: self.is_quorate, hosts, questions: self.asked.len() }
-    }
-
-    /// The domains that each host has told of, for people.
-    pub fn known_domains(&self) -> impl Iterator<Item = (NodeId, &HostDomain)> {
-        self.records.domains()
-    }
-
-    /// Grows when [`Hosts::known_domains`] changes.
-    #[must_use]
-    pub fn revision(&self) -> u64 {
-        self.records.revision()
     }
 
     /// Whether this daemon is in the group.

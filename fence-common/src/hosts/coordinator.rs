@@ -49,7 +49,8 @@ impl Hosts {
     pub fn ask(&mut self, now: u64, mut question: Question) -> u64 {
         let number = self.number();
         let is_remote = question.client.is_none();
-        question.client = question.client.or_else(|| self.records.guest_of(&question.macs));
+        let with_dead = self.holds(HostsRule::DeadAreKnown);
+        question.client = question.client.or_else(|| self.records.guest_of(now, &question.macs, with_dead));
         let is_remote = is_remote && question.client.is_some();
         let refusal = if !self.is_joined() {
             Some(NoAnswer::NotJoined)
@@ -170,6 +171,12 @@ impl Hosts {
                 one.is_owner = true;
             }
             Word::CannotTell(reason) => (one.doubt, one.doubted) = (Some(reason), round),
+            // It owns nothing after all. What it has found since counts.
+            Word::End(ActEnd::Gone) => {
+                one.is_owner = false;
+                let acting = one.last.as_mut().filter(|last| last.found == Found::Acting);
+                acting.into_iter().for_each(|last| last.found = Found::Gone);
+            }
             Word::End(end) => {
                 if end == ActEnd::ProvenOff {
                     one.is_owner = true;
@@ -228,7 +235,7 @@ impl Hosts {
         if let Some(asked) = self.asked.remove(&number) {
             self.outputs.push_back(Output::Answer { question: number, answer });
             self.duties.races.answered(&asked.question.request);
-            self.tell_over();
+            self.tell_answered();
         }
     }
 
@@ -325,9 +332,11 @@ impl Hosts {
         let host = || self.names([starter.node]);
         match asked.testimonies.get(&starter).and_then(|one| one.end.as_ref()) {
             Some((ActEnd::Done, _)) => Step::Answer(GroupAnswer::Success),
-            Some((ActEnd::Failed(reason), _)) => Step::fail(NoAnswer::Failed { host: host(), reason: reason.clone() }),
-            Some((ActEnd::ProvenOff, _)) | None if self.members.contains_key(&starter) => Step::Wait,
-            Some((ActEnd::ProvenOff, _)) | None => Step::fail(NoAnswer::Left(host())),
+            Some((ActEnd::Failed(reason) | ActEnd::Unproven(reason), _)) => {
+                Step::fail(NoAnswer::Failed { host: host(), reason: reason.clone() })
+            }
+            Some((ActEnd::ProvenOff | ActEnd::Gone, _)) | None if self.members.contains_key(&starter) => Step::Wait,
+            Some((ActEnd::ProvenOff | ActEnd::Gone, _)) | None => Step::fail(NoAnswer::Left(host())),
         }
     }
 
@@ -348,7 +357,7 @@ impl Hosts {
                     // Another daemon of its host answers for this one.
                     (Some(_), None) if !one.is_owner && asked.is_covered(member, may_cover) => None,
                     (Some(reason), _) => Some(NoAnswer::CannotTell { host: host(), reason: reason.clone() }),
-                    (None, Some((ActEnd::Failed(reason), _))) => {
+                    (None, Some((ActEnd::Failed(reason) | ActEnd::Unproven(reason), _))) => {
                         Some(NoAnswer::Failed { host: host(), reason: reason.clone() })
                     }
                     (None, _) => None,

@@ -1,7 +1,9 @@
 //! Every host's part in a question: it looks, acts at most once, and says what it has found.
 
+mod start;
+
 use alloc::collections::BTreeMap;
-use alloc::string::{String, ToString as _};
+use alloc::string::String;
 use alloc::vec::Vec;
 
 use uuid::Uuid;
@@ -47,6 +49,8 @@ struct Duty {
     start: Option<(Uuid, String)>,
     /// Until when it waits for the end of its client's own fence.
     held: Option<u64>,
+    /// Whether what the look has found may be a copy that is on its way in.
+    may_arrive: bool,
 }
 
 impl Duty {
@@ -60,8 +64,8 @@ impl Duty {
         target: Option<Target>,
         by: u64,
     ) -> Self {
-        let (look, saw_start, start, held) = (None, false, None, None);
-        Self { coordinator, round, place, request, op, target, by, look, saw_start, start, held }
+        let (look, saw_start, start, held, may_arrive) = (None, false, None, None, false);
+        Self { coordinator, round, place, request, op, target, by, look, saw_start, start, held, may_arrive }
     }
 }
 
@@ -70,6 +74,8 @@ impl Duty {
 struct Act {
     number: u64,
     op: Op,
+    /// Whether it may be about a copy that is on its way in.
+    may_arrive: bool,
     /// How it ended, and how often the domain had appeared by then.
     end: Option<(ActEnd, u64)>,
     until: u64,
@@ -152,7 +158,8 @@ impl Hosts {
     pub fn remember(&mut self, now: u64, request: RequestId) {
         let number = self.number();
         let end = ActEnd::Failed("the daemon was restarted while it acted, or after".into());
-        let act = Act { number, op: Op::Null, end: Some((end, 0)), until: now.saturating_add(REMEMBER) };
+        let (op, until) = (Op::Null, now.saturating_add(REMEMBER));
+        let act = Act { number, op, may_arrive: false, end: Some((end, 0)), until };
         self.duties.acts.entry(request).or_insert(act);
     }
 
@@ -165,8 +172,8 @@ impl Hosts {
         let by = sent_after.saturating_add(u64::from(left_ms) * 1_000_000);
         let question = QuestionId { incarnation, number };
         let (victim, age) = (Sought::of(target.as_ref()), u64::from(age_ms) * 1_000_000);
-        self.duties.races.asked(now, question, request, op, victim, client, age, by);
-        self.tell_over();
+        self.duties.races.asked(now, question, request, op, victim, client, age, by, &audience);
+        self.tell_answered();
         if !audience.contains(&self.incarnation) {
             return;
         }
@@ -232,6 +239,7 @@ impl Hosts {
         let Some(question) = self.duties.by_look(number) else { return };
         let Some(duty) = self.duties.open.get_mut(&question) else { return };
         duty.look = None;
+        duty.may_arrive = look.state == LocalState::MayBeArriving;
         let duty = duty.clone();
         if duty.by <= now {
             return;
@@ -240,12 +248,16 @@ impl Hosts {
         let saw_start = duty.saw_start && self.holds(HostsRule::StartHidesLook);
         let is_starting = saw_start || self.duties.is_starting(duty.target.as_ref(), look.uuid);
         let arrives = look.state == LocalState::Arriving;
-        let runs = look.state == LocalState::RunsHere || arrives || is_starting;
+        let runs = look.state == LocalState::RunsHere || arrives || duty.may_arrive || is_starting;
         let act = self.duties.acts.get(&duty.request).filter(|_| self.holds(HostsRule::ActsOnce)).cloned();
         let word = match (&look.state, act) {
             (LocalState::CannotTell(reason), _) => Word::CannotTell(message::reason(reason)),
             _ if arrives && self.holds(HostsRule::ArrivalsWait) => {
                 Word::CannotTell("it is on its way in from another host".into())
+            }
+            // Nothing may be started beside its source.
+            _ if duty.may_arrive && duty.op == Op::Reboot => {
+                Word::CannotTell("it may be on its way in from another host".into())
             }
             (_, Some(Act { end: None, .. })) if acts => Word::RunsHere,
             // A reboot has started it again.
@@ -261,13 +273,14 @@ impl Hosts {
             _ if acts && runs && !self.may_act() => Word::CannotTell("this host has no quorum".into()),
             _ if runs => Word::RunsHere,
             (LocalState::DefinedHere, _) => Word::DefinedHere,
-            (LocalState::NotHere | LocalState::RunsHere | LocalState::Arriving, _) => Word::NotHere,
+            (LocalState::NotHere | LocalState::RunsHere, _) => Word::NotHere,
+            (LocalState::Arriving | LocalState::MayBeArriving, _) => Word::NotHere,
         };
         let is_owner = word == Word::RunsHere;
         let act_is_new = !self.duties.acts.contains_key(&duty.request) || !self.holds(HostsRule::ActsOnce);
         if acts && is_owner && act_is_new && self.holds(HostsRule::VictimWaits) {
             self.begun(now, question, duty.request);
-            match self.duties.races.turn(now, &duty.request) {
+            match self.duties.races.turn(now, &duty.request, self.holds(HostsRule::SilentMayAct)) {
                 Turn::Act => {}
                 Turn::Hold(until) => {
                     self.duties.open.insert(question, Duty { held: Some(until), look: None, ..duty });
@@ -286,8 +299,8 @@ impl Hosts {
 
     /// Goes on with the orders that have waited long enough: what was seen before is old.
     pub(super) fn go_on(&mut self, now: u64) {
-        let races = &self.duties.races;
-        let waits = |duty: &Duty| matches!(races.turn(now, &duty.request), Turn::Hold(_));
+        let (races, is_strict) = (&self.duties.races, self.holds(HostsRule::SilentMayAct));
+        let waits = |duty: &Duty| matches!(races.turn(now, &duty.request, is_strict), Turn::Hold(_));
         let due = self.duties.open.iter().filter(|(_, duty)| duty.held.is_some() && !waits(duty));
         let due: Vec<_> = due.map(|(question, duty)| (*question, duty.clone())).collect();
         for (question, duty) in due {
@@ -322,17 +335,23 @@ impl Hosts {
         let Some(target) = duty.target.clone() else { return };
         let act = self.number();
         let (by, coordinator) = (duty.by, duty.coordinator);
-        self.duties.acts.insert(duty.request, Act { number: act, op, end: None, until: u64::MAX });
+        let may_arrive = duty.may_arrive;
+        self.duties.acts.insert(duty.request, Act { number: act, op, may_arrive, end: None, until: u64::MAX });
         let order = GroupOrder { act, request: duty.request, op, target, coordinator, by };
         self.outputs.push_back(Output::Act(order));
     }
 
     /// An act has ended. `changes` is as in [`Look`], counted no later than the proof.
     pub fn acted(&mut self, now: u64, number: u64, end: ActEnd, changes: u64) {
+        let (is_no_proof, is_dead) = (self.holds(HostsRule::GoneIsNoProof), self.holds(HostsRule::KilledIsDead));
         let Some((&request, act)) = self.duties.acts.iter_mut().find(|(_, act)| act.number == number) else { return };
         let end = match end {
             ActEnd::Failed(reason) => ActEnd::Failed(message::reason(&reason)),
-            ActEnd::ProvenOff | ActEnd::Done => end,
+            ActEnd::Unproven(reason) if is_dead => ActEnd::Unproven(message::reason(&reason)),
+            ActEnd::Unproven(reason) => ActEnd::Failed(message::reason(&reason)),
+            ActEnd::ProvenOff if act.may_arrive && is_no_proof => ActEnd::Gone,
+            ActEnd::Gone if !is_no_proof => ActEnd::ProvenOff,
+            ActEnd::ProvenOff | ActEnd::Gone | ActEnd::Done => end,
         };
         act.end = Some((end.clone(), changes));
         act.until = now.saturating_add(REMEMBER);
@@ -366,75 +385,6 @@ impl Hosts {
         } else {
             let restarts = first == self.me || !self.holds(HostsRule::FirstReboot);
             self.act(&duty, if restarts { Op::Reboot } else { Op::Off });
-        }
-    }
-
-    /// A start was ordered. If this host shall start the domain, it gets ready.
-    pub(super) fn start(
-        &mut self,
-        now: u64,
-        question: QuestionId,
-        round: u32,
-        starter: Incarnation,
-        uuid: Uuid,
-        name: String,
-    ) {
-        let start = Started { position: self.position, uuid, name: name.clone() };
-        let mut same = Sought::default();
-        same.uuids.insert(uuid);
-        same.names.insert(name.clone());
-        let earlier = self.duties.starts.iter().filter(|other| same.fits(&other.uuid, &other.name));
-        let earlier = earlier.map(|other| other.position).max().filter(|_| self.holds(HostsRule::FirstStart));
-        if self.duties.starts.len() >= STARTS_MAX {
-            self.duties.starts.remove(0);
-        }
-        self.duties.starts.push(start);
-        if starter != self.incarnation {
-            return;
-        }
-        let (same_members, may_act) = (self.holds(HostsRule::SameMembers), self.may_act());
-        let Some(duty) = self.duties.open.get_mut(&question) else { return };
-        let reason = match duty.place {
-            _ if duty.op != Op::On || duty.round != round || duty.start.is_some() => {
-                Some("the order to start is out of place")
-            }
-            None => Some("the order to start came before its question"),
-            Some((_, epoch)) if epoch != self.epoch && same_members => Some("the hosts changed meanwhile"),
-            Some((position, _)) if earlier.is_some_and(|other| other > position) => {
-                Some("another order to start it came first")
-            }
-            Some(_) if !may_act => Some("this host has no quorum"),
-            Some(_) if duty.by <= now || self.duties.acts.contains_key(&duty.request) => {
-                Some("the order to start is too late")
-            }
-            Some(_) => None,
-        };
-        if let Some(reason) = reason {
-            return self.refuse_start(question, round, reason);
-        }
-        duty.start = Some((uuid, name.clone()));
-        self.duties.starting.push(Starting { request: duty.request, uuid, name });
-        self.send(Message::Ready { to: question });
-    }
-
-    fn refuse_start(&mut self, to: QuestionId, round: u32, reason: &str) {
-        let word = Word::End(ActEnd::Failed(reason.to_string()));
-        self.say(to, round, word, None);
-    }
-
-    /// This host hears itself. So the order to start was delivered in a membership that held: every
-    /// order before it was delivered, too.
-    pub(super) fn ready(&mut self, now: u64, from: Member, question: QuestionId) {
-        let Some(duty) = self.duties.open.get(&question).cloned().filter(|_| from == self.me) else { return };
-        if duty.start.is_none() || self.duties.acts.contains_key(&duty.request) {
-            return;
-        }
-        let holds = duty.place.is_some_and(|(_, epoch)| epoch == self.epoch) || !self.holds(HostsRule::SameMembers);
-        if holds && self.may_act() && duty.by > now {
-            self.act(&duty, Op::On);
-        } else {
-            self.duties.starting.retain(|starting| starting.request != duty.request);
-            self.refuse_start(question, duty.round, "the hosts changed meanwhile");
         }
     }
 }

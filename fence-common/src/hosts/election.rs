@@ -103,10 +103,6 @@ impl Hosts {
     }
 
     pub(super) fn over(&mut self, now: u64, from: Member, request: RequestId, reached: bool) {
-        if reached {
-            self.duties.races.over(&request);
-            self.go_on(now);
-        }
         let Some(election) = self.elections.0.get_mut(&request) else { return };
         if election.winner.is_none_or(|(winner, _)| winner != from) {
             return;

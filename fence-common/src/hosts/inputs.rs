@@ -108,12 +108,20 @@ pub enum HostsRule {
     FirstReboot,
     /// The order of a client that is being fenced waits for the end of that fence.
     VictimWaits,
+    /// A fence has not ended while a host may still act on it.
+    SilentMayAct,
+    /// A victim that was killed without a proof is no client either.
+    KilledIsDead,
+    /// A client is known by its address also after its death.
+    DeadAreKnown,
     /// What a look saw before a start does not count after it.
     StartHidesLook,
     /// Only a daemon that is there answers for another one of its host.
     PresentCovers,
     /// A copy that is on its way in by migration does not run here.
     ArrivalsWait,
+    /// An act that has killed nothing proves nothing, nor does one on what may be such a copy.
+    GoneIsNoProof,
     /// What this host does before it hears its own question comes before all that it hears later.
     BegunFirst,
     /// Without quorum nobody acts.
@@ -175,6 +183,9 @@ pub enum LocalState {
     /// It is on its way in by migration. As long as that lasts it runs on another host: the
     /// migration may fail, and nothing here proves its death.
     Arriving,
+    /// It is active here, and nobody can tell whether it is still on its way in. This host may kill
+    /// what there is. That proves nothing: its source may go on with it.
+    MayBeArriving,
     /// It is defined here, and does not run here.
     DefinedHere,
     /// It is not known here.
@@ -204,10 +215,15 @@ pub enum ActEnd {
     /// Nothing of the domain lives on this host, and nothing has left it alive. A reboot by reset
     /// ends so, too: its guest is dead, and its process lives on.
     ProvenOff,
+    /// Nothing of the domain lives on this host, and nothing of it has died here by the act: it may
+    /// live where it came from, or where it went. The word of all hosts decides.
+    Gone,
     /// It was started.
     Done,
-    /// It failed, or is not proven.
+    /// It failed, and nothing was done to the domain.
     Failed(String),
+    /// It failed, and the domain may be dead: it was killed, or may have been, without a proof.
+    Unproven(String),
 }
 
 impl fmt::Display for NodeId {

@@ -161,6 +161,11 @@ pub enum Message {
         /// The addresses.
         guests: Vec<GuestAddress>,
     },
+    /// The sender has answered the client of this request, whatever the answer.
+    Answered {
+        /// The request.
+        request: RequestId,
+    },
     /// The sender is about to start the domain of a question. It starts when it hears this itself.
     Ready {
         /// The question.
@@ -291,6 +296,10 @@ fn write(message: &Message, to: &mut Writer) -> u8 {
             }
             7
         }
+        Message::Answered { request } => {
+            to.bytes(&request.to_bytes());
+            8
+        }
     }
 }
 
@@ -318,6 +327,8 @@ fn write_word(word: &Word, to: &mut Writer) {
         Word::StillOff => (8, None),
         Word::List(_) => (9, None),
         Word::Well => (10, None),
+        Word::End(ActEnd::Gone) => (11, None),
+        Word::End(ActEnd::Unproven(reason)) => (12, Some(reason)),
     };
     to.byte(number);
     if let Some(reason) = reason {
@@ -369,6 +380,7 @@ fn read(rest: &[u8], length: usize) -> Option<Envelope> {
         7 => Message::Addresses {
             guests: from.entries(|from| Some(GuestAddress { mac: from.array()?, guest: read_guest(from)? }))?,
         },
+        8 => Message::Answered { request: read_request(&mut from)? },
         _ => return None,
     };
     from.end()?;
@@ -412,6 +424,8 @@ fn read_word(from: &mut Reader<'_>) -> Option<Word> {
         8 => Word::StillOff,
         9 => Word::List(from.entries(read_domain)?),
         10 => Word::Well,
+        11 => Word::End(ActEnd::Gone),
+        12 => Word::End(ActEnd::Unproven(from.text()?)),
         _ => return None,
     })
 }

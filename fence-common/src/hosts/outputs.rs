@@ -1,11 +1,14 @@
 //! What the group wants of the daemon, and what it tells people.
 
+use alloc::collections::BTreeSet;
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use super::Hosts;
 use super::answer::GroupAnswer;
-use super::inputs::{Member, NodeId};
+use super::inputs::{HostDomain, Member, NodeId};
 use super::message::NoMessage;
+use super::records::HostWords;
 use crate::ledger::RequestId;
 use crate::target::Target;
 use crate::wire::Op;
@@ -156,4 +159,37 @@ pub struct GroupView {
     pub hosts: Vec<HostView>,
     /// How many questions of this host are open.
     pub questions: usize,
+}
+
+impl Hosts {
+    /// The group, for people.
+    #[must_use]
+    pub fn view(&self) -> GroupView {
+        let present = self.members.keys().map(|member| member.node);
+        let nodes: BTreeSet<_> = self.configured.keys().copied().chain(present).collect();
+        let view = |node: NodeId| {
+            let words = self.records.of(node);
+            HostView {
+                node,
+                name: self.configured.get(&node).cloned(),
+                daemons: self.pids(node).collect(),
+                heard: words.and_then(|words| words.heard),
+                trouble: self.members.iter().filter(|(member, _)| member.node == node).find_map(|(_, one)| one.trouble),
+                fenced: words.and_then(HostWords::fenced_at),
+            }
+        };
+        let hosts = nodes.into_iter().map(view).collect();
+        GroupView { joined: self.is_joined(), quorate: self.is_quorate, hosts, questions: self.asked.len() }
+    }
+
+    /// The domains that each host has told of, for people.
+    pub fn known_domains(&self) -> impl Iterator<Item = (NodeId, &HostDomain)> {
+        self.records.domains()
+    }
+
+    /// Grows when [`Hosts::known_domains`] changes.
+    #[must_use]
+    pub fn revision(&self) -> u64 {
+        self.records.revision()
+    }
 }

@@ -2,12 +2,14 @@
 //!
 //! The total order decides. A guest whose fence was delivered first must not have its own order
 //! carried out before that fence has ended. Every host sees the same order, so no vote is needed:
-//! the host that would act on the later order holds it back. If the earlier fence is proven, the
-//! later order's client is dead and the order is refused. If it fails, the order is carried out.
+//! the host that would act on the later order holds it back. If the earlier fence has killed, the
+//! later order's client is dead and the order is refused. If it fails, and no host may still act on
+//! it, the order is carried out.
 //!
 //! A client is known by its domain: the hypervisor vouches for that, or its Ethernet address tells
-//! it. Hosts tell each other of the addresses. A client that nobody knows is believed, as on one
-//! host.
+//! it. Hosts tell each other of the addresses. They remember those of machines that have ended: a
+//! client may be dead before its order is looked at. A client that nobody knows is believed, as on
+//! one host.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
@@ -17,7 +19,7 @@ use uuid::Uuid;
 
 use super::message::{QuestionId, Word};
 use super::records::Sought;
-use super::{ActEnd, Hosts, HostsRule, Member, Message, Question, nanos};
+use super::{ActEnd, Hosts, HostsRule, Incarnation, Member, Message, Question, nanos};
 use crate::caller::Vouched;
 use crate::ledger::{REMEMBER, RequestId};
 use crate::wire::Op;
@@ -28,6 +30,10 @@ const FENCES_MAX: usize = 4096;
 /// How much older than the word of its client's death a request may be known to be, in
 /// nanoseconds. No guest boots and asks in less.
 const DEAD_FOR: u64 = 500_000_000;
+
+/// How much later than the client of a fence a host may give it up, in nanoseconds. Each host
+/// reckons that moment by the age of the question, which it knows to about a second.
+const LATE: u64 = 2_000_000_000;
 
 /// The word about an order whose client is dead.
 pub(super) fn refused() -> ActEnd {
@@ -46,11 +52,13 @@ struct GroupFence {
     /// Until when its end is waited for.
     by: u64,
     questions: BTreeSet<QuestionId>,
+    /// The daemons that were asked and have not answered. They may act yet.
+    silent: BTreeSet<Incarnation>,
     /// The daemons that act, and have not said how that ended.
     acting: BTreeSet<Member>,
-    /// Since when the victim is dead, at the latest. `None`: nobody has proven it.
+    /// Since when the victim is dead, at the latest, or may be. `None`: nobody has killed it.
     dead: Option<u64>,
-    /// Whether an act has failed: of two copies one may live.
+    /// Whether an act has failed and done nothing: of two copies one may live.
     has_failed: bool,
     /// Whether this host has answered its client.
     is_answered: bool,
@@ -59,13 +67,31 @@ struct GroupFence {
 }
 
 impl GroupFence {
-    fn has_ended(&self) -> bool {
-        self.acting.is_empty() && (self.dead.is_some() || self.has_failed || self.is_over)
+    /// Whether all is known that will come of it. `is_strict`: also of hosts that were silent.
+    fn has_ended(&self, is_strict: bool) -> bool {
+        let has_killed_nothing = (self.silent.is_empty() || !is_strict) && (self.has_failed || self.is_over);
+        self.acting.is_empty() && (self.dead.is_some() || has_killed_nothing)
     }
 
-    /// The moment of a death that is proven.
-    fn proven(&self) -> Option<u64> {
+    /// Since when the victim is no client, at the latest.
+    fn dead(&self) -> Option<u64> {
         self.dead.filter(|_| !self.has_failed)
+    }
+
+    fn dies(&mut self, now: u64) {
+        self.dead = self.dead.max(Some(now));
+    }
+
+    /// What is done about a later order of its victim, that was asked for at this moment.
+    fn turn(&self, now: u64, asked: u64, is_strict: bool) -> Turn {
+        let given_up = self.by.saturating_add(if is_strict { LATE } else { 0 });
+        if !self.has_ended(is_strict) && given_up > now {
+            return Turn::Hold(given_up);
+        }
+        // What acts still may have killed by then.
+        let may_kill = !self.acting.is_empty() && is_strict;
+        let dead = if may_kill { Some(given_up) } else { self.dead() };
+        if dead.is_some_and(|dead| asked < dead.saturating_add(DEAD_FOR)) { Turn::Refuse } else { Turn::Act }
     }
 }
 
@@ -76,7 +102,7 @@ pub(super) enum Turn {
     Act,
     /// An earlier fence of the client has not ended. That is waited for until this moment.
     Hold(u64),
-    /// The client is dead.
+    /// The client is dead, or may be.
     Refuse,
 }
 
@@ -88,7 +114,8 @@ pub(super) struct GroupRaces {
 }
 
 impl GroupRaces {
-    /// A question was delivered. `age`: how long ago the client had asked, at least.
+    /// A question was delivered. `age`: how long ago the client had asked, at least. `audience`:
+    /// those that shall answer.
     #[expect(clippy::too_many_arguments, reason = "the fields of one message")]
     pub(super) fn asked(
         &mut self,
@@ -100,12 +127,15 @@ impl GroupRaces {
         client: Option<Vouched>,
         age: u64,
         by: u64,
+        audience: &[Incarnation],
     ) {
         if !matches!(op, Op::Off | Op::Reboot) {
             return;
         }
         if let Some(known) = self.fences.get_mut(&request) {
             known.questions.insert(question);
+            known.silent.extend(audience);
+            known.by = known.by.max(by);
             known.client = known.client.take().or(client);
             return;
         }
@@ -121,6 +151,7 @@ impl GroupRaces {
             asked,
             by,
             questions,
+            silent: audience.iter().copied().collect(),
             acting: BTreeSet::new(),
             dead: None,
             has_failed: false,
@@ -134,7 +165,7 @@ impl GroupRaces {
     pub(super) fn said(
         &mut self,
         now: u64,
-        from: Member,
+        from: (Member, Incarnation),
         question: QuestionId,
         word: &Word,
         domain: (Option<Uuid>, Option<&str>),
@@ -145,15 +176,26 @@ impl GroupRaces {
             fence.victim.uuids.extend(domain.0);
             fence.victim.names.extend(domain.1.map(String::from));
         }
+        fence.silent.remove(&from.1);
         match word {
-            Word::RunsHere => drop(fence.acting.insert(from)),
-            Word::End(ActEnd::ProvenOff) | Word::StillOff => fence.dead = fence.dead.max(Some(now)),
+            Word::RunsHere => drop(fence.acting.insert(from.0)),
+            Word::End(ActEnd::ProvenOff | ActEnd::Unproven(_)) | Word::StillOff => fence.dies(now),
             Word::End(ActEnd::Failed(_)) => fence.has_failed = true,
             Word::NotHere | Word::DefinedHere | Word::CannotTell(_) | Word::SameHost => {}
-            Word::End(ActEnd::Done) | Word::List(_) | Word::Well => {}
+            Word::End(ActEnd::Done | ActEnd::Gone) | Word::List(_) | Word::Well => {}
         }
         if matches!(word, Word::End(_) | Word::StillOff) {
-            fence.acting.remove(&from);
+            fence.acting.remove(&from.0);
+        }
+    }
+
+    /// A daemon has left. What it acts on may be dead.
+    pub(super) fn left(&mut self, now: u64, member: Member, incarnation: Option<Incarnation>) {
+        for fence in self.fences.values_mut() {
+            let was_silent = incarnation.is_some_and(|one| fence.silent.remove(&one));
+            if fence.acting.remove(&member) || was_silent {
+                fence.dies(now);
+            }
         }
     }
 
@@ -187,8 +229,9 @@ impl GroupRaces {
         untold
     }
 
-    /// What the host that would act on this request does.
-    pub(super) fn turn(&self, now: u64, request: &RequestId) -> Turn {
+    /// What the host that would act on this request does. `is_strict`: while another host may still
+    /// act on an earlier one, that has not ended.
+    pub(super) fn turn(&self, now: u64, request: &RequestId, is_strict: bool) -> Turn {
         let Some(ours) = self.fences.get(request) else { return Turn::Act };
         let Some(client) = &ours.client else { return Turn::Act };
         let earlier = self.fences.values().filter(|fence| {
@@ -197,12 +240,7 @@ impl GroupRaces {
                 && fence.client.as_ref().is_none_or(|by| by.uuid != client.uuid)
                 && fence.victim.fits(&client.uuid, &client.name)
         });
-        let turn = |fence: &GroupFence| match fence.proven() {
-            _ if !fence.has_ended() && fence.by > now => Turn::Hold(fence.by),
-            Some(dead) if ours.asked < dead.saturating_add(DEAD_FOR) => Turn::Refuse,
-            _ => Turn::Act,
-        };
-        earlier.map(turn).max().unwrap_or(Turn::Act)
+        earlier.map(|fence| fence.turn(now, ours.asked, is_strict)).max().unwrap_or(Turn::Act)
     }
 
     /// Forgets what is long over.
@@ -222,13 +260,13 @@ impl Hosts {
         let since = now.saturating_sub(asked.by.saturating_sub(nanos(*left)));
         let (age, victim, client) = (nanos(*age).saturating_add(since), Sought::of(target.as_ref()), client.clone());
         let (op, by) = (*op, asked.by);
-        self.duties.races.asked(now, id, request, op, victim, client, age, by);
+        self.duties.races.asked(now, id, request, op, victim, client, age, by, &[]);
     }
 
     /// Tells the hosts that hold an order back of the fences that have ended without an act.
-    pub(super) fn tell_over(&mut self) {
+    pub(super) fn tell_answered(&mut self) {
         for request in self.duties.races.untold() {
-            self.send(Message::Over { request, reached: true });
+            self.send(Message::Answered { request });
         }
     }
 }

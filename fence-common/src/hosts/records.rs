@@ -20,6 +20,12 @@ const KNEW_MAX: usize = 65_536;
 /// moment of a fencing is reckoned anew with each report.
 const ANOTHER: u64 = 2_000_000_000;
 
+/// How many addresses of machines that have gone from a host are remembered.
+const FORMER_MAX: usize = 4096;
+
+/// For how long they are, in nanoseconds. Nothing is done for a request that is older.
+const FORMER_FOR: u64 = 30_000_000_000;
+
 /// A fencing of a host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Fencing {
@@ -61,6 +67,8 @@ pub(super) struct HostWords {
     tables: BTreeMap<u32, BTreeMap<Uuid, HostDomain>>,
     /// The addresses of the machines that run there, by the daemon that has told of them.
     addresses: BTreeMap<u32, Vec<GuestAddress>>,
+    /// The addresses that were taken back, and when: of machines that have ended or moved.
+    former: Vec<(GuestAddress, u64)>,
     fencing: Option<Fencing>,
     /// How often the tables may have changed.
     revision: u64,
@@ -120,6 +128,15 @@ impl HostWords {
                 && is_later(self.in_ring, rules.ring_refutes)
                 && (age <= rules.brief || (is_still_off && age <= rules.stays))
         })
+    }
+
+    /// The machines with these addresses are not there any more. Their requests may still be under
+    /// way.
+    fn took_back(&mut self, now: u64, gone: impl Iterator<Item = GuestAddress>) {
+        self.former.retain(|(_, at)| at.saturating_add(FORMER_FOR) > now);
+        self.former.extend(gone.map(|one| (one, now)));
+        let surplus = self.former.len().saturating_sub(FORMER_MAX);
+        self.former.drain(..surplus);
     }
 
     /// The moment of the last fencing.
@@ -186,18 +203,26 @@ impl Records {
 
     /// A daemon tells of its domains. The word of daemons of its host that are gone (not in
     /// `present`) ends with a complete table.
-    pub(super) fn told(&mut self, from: Member, is_complete: bool, domains: Vec<HostDomain>, present: &[u32]) {
+    pub(super) fn told(
+        &mut self,
+        now: u64,
+        from: Member,
+        is_complete: bool,
+        domains: Vec<HostDomain>,
+        present: &[u32],
+    ) {
         for domain in &domains {
             self.know(domain);
         }
-        let HostWords { tables, addresses, revision, .. } = self.of_mut(from.node);
-        *revision += 1;
+        let words = self.of_mut(from.node);
+        words.revision += 1;
         if is_complete {
-            tables.retain(|pid, _| present.contains(pid));
-            addresses.retain(|pid, _| present.contains(pid));
-            tables.insert(from.pid, BTreeMap::new());
+            words.tables.retain(|pid, _| present.contains(pid));
+            words.tables.insert(from.pid, BTreeMap::new());
+            let gone: Vec<_> = words.addresses.extract_if(.., |pid, _| !present.contains(pid)).collect();
+            words.took_back(now, gone.into_iter().flat_map(|(_, guests)| guests));
         }
-        let table = tables.entry(from.pid).or_default();
+        let table = words.tables.entry(from.pid).or_default();
         for domain in domains {
             if domain.state == GONE {
                 table.remove(&domain.uuid);
@@ -208,16 +233,24 @@ impl Records {
     }
 
     /// A daemon tells of its machines' addresses.
-    pub(super) fn addresses(&mut self, from: Member, guests: Vec<GuestAddress>) {
-        self.of_mut(from.node).addresses.insert(from.pid, guests);
+    pub(super) fn addresses(&mut self, now: u64, from: Member, guests: Vec<GuestAddress>) {
+        let words = self.of_mut(from.node);
+        let told = words.addresses.insert(from.pid, guests.clone()).unwrap_or_default();
+        words.took_back(now, told.into_iter().filter(|one| !guests.contains(one)));
     }
 
-    /// The one machine that has any of these addresses, by all that was told.
-    pub(super) fn guest_of(&self, macs: &[[u8; 6]]) -> Option<Vouched> {
-        let all = self.hosts.values().flat_map(|host| host.addresses.values()).flatten();
-        let mut guests = all.filter(|one| macs.contains(&one.mac)).map(|one| &one.guest);
-        let first = guests.next()?;
-        guests.all(|other| other.uuid == first.uuid).then(|| first.clone())
+    /// The one machine that has any of these addresses, by all that was told. If none that runs has
+    /// one, and `with_dead`, it is the one that had: it may have ended since it asked.
+    pub(super) fn guest_of(&self, now: u64, macs: &[[u8; 6]], with_dead: bool) -> Option<Vouched> {
+        let has_it = |one: &&GuestAddress| macs.contains(&one.mac);
+        let told = self.hosts.values().flat_map(|host| host.addresses.values()).flatten().filter(has_it);
+        let is_recent = |at: u64| with_dead && at.saturating_add(FORMER_FOR) > now;
+        let former = self.hosts.values().flat_map(|host| &host.former).filter(|(_, at)| is_recent(*at));
+        let former = former.map(|(one, _)| one).filter(has_it);
+        let running: Vec<_> = told.map(|one| &one.guest).collect();
+        let guests = if running.is_empty() { former.map(|one| &one.guest).collect() } else { running };
+        let first = guests.first()?;
+        guests.iter().all(|other| other.uuid == first.uuid).then(|| Vouched::clone(first))
     }
 
     /// A daemon has said that a domain runs there.

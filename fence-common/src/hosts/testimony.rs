@@ -20,6 +20,8 @@ pub(super) enum Found {
     Acting,
     /// The host has acted, and nothing has appeared since.
     Ended,
+    /// The host wanted to act, and nothing was there any more. It has to look again.
+    Gone,
 }
 
 /// A host's answer to one round.
@@ -65,6 +67,7 @@ impl Testimony {
         let is_same = before.is_some_and(|before| before.found == last.found && before.changes == last.changes);
         match last.found {
             Found::Acting => true,
+            Found::Gone => false,
             Found::Clear => is_same,
             // Either of two looks, or the proof and a look.
             Found::Ended => is_same || self.end.as_ref().is_some_and(|(_, changes)| *changes == last.changes),

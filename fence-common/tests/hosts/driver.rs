@@ -20,9 +20,21 @@ use crate::world::{Birth, NAME, World};
 enum Task {
     Look { look: u64, found: Option<Look> },
     Tell { look: u64, lists: bool },
-    Act { act: u64, request: RequestId, op: Op, by: u64, seen: Vec<usize>, end: Option<(ActEnd, u64)> },
+    Act { order: Ordered, end: Option<(ActEnd, u64)> },
     CallBack { request: RequestId },
     AskFencing { node: NodeId, found: Option<Found> },
+}
+
+/// An act, and what was on the host when it was ordered.
+#[derive(Clone, Debug)]
+struct Ordered {
+    act: u64,
+    request: RequestId,
+    op: Op,
+    by: u64,
+    seen: Vec<usize>,
+    /// Whether the look has found a copy on its way in.
+    arrival_seen: bool,
 }
 
 /// What the history of fencings says: when it was asked, how long ago the host was fenced, and
@@ -48,6 +60,8 @@ pub(crate) struct Daemon {
     pub(crate) member: Member,
     host: usize,
     tasks: Vec<Task>,
+    /// How often the domain had appeared when a look found a copy on its way in last.
+    arrival_at: Option<u64>,
     /// Since when it stands still.
     pub(crate) stands: Option<u64>,
     pub(crate) deeds: Vec<Deed>,
@@ -78,7 +92,7 @@ impl Daemon {
         for request in &world.machines[host].claims {
             hosts.remember(now, *request);
         }
-        Self { hosts, member, host, tasks: Vec::new(), stands: None, deeds: Vec::new() }
+        Self { hosts, member, host, tasks: Vec::new(), arrival_at: None, stands: None, deeds: Vec::new() }
     }
 
     pub(crate) fn has_tasks(&self) -> bool {
@@ -123,8 +137,10 @@ impl Daemon {
                     self.deeds.push(Deed::Acts(request));
                     // A copy that comes in, and whose migration then fails, leaves nothing to see.
                     let runs_here = |at: &usize| world.instances[*at].host == self.host;
-                    let seen = world.here(self.host).filter(runs_here).collect();
-                    self.tasks.push(Task::Act { act, request, op, by, seen, end: None });
+                    let seen: Vec<_> = world.here(self.host).filter(runs_here).collect();
+                    let arrival_seen = seen.is_empty() && self.arrival_at == Some(world.changes(self.host));
+                    let order = Ordered { act, request, op, by, seen, arrival_seen };
+                    self.tasks.push(Task::Act { order, end: None });
                 }
                 Output::Answer { question, answer } => self.deeds.push(Deed::Answered(question, answer)),
                 Output::AskFencing { node, .. } => self.tasks.push(Task::AskFencing { node, found: None }),
@@ -140,6 +156,7 @@ impl Daemon {
         match task {
             Task::Look { look, found: None } => {
                 let found = Some(world.look(self.host, random));
+                self.arrival_at = world.comes_in(self.host).then(|| world.changes(self.host));
                 self.tasks.push(Task::Look { look, found });
             }
             Task::Look { look, found: Some(found) } => self.hosts.looked(now, look, found),
@@ -148,22 +165,23 @@ impl Daemon {
             }
             Task::Tell { look, lists: true } => self.hosts.listed(look, Ok(world.table(self.host))),
             Task::Tell { look, lists: false } => self.hosts.checked(look, Ok(())),
-            Task::Act { act, request, op, by, seen, end: None } => {
+            Task::Act { order, end: None } => {
                 let changes = world.changes(self.host);
-                let end = if by < now {
+                let end = if order.by < now {
                     ActEnd::Failed("too late".into())
-                } else if op == Op::On {
-                    self.start(now, request, world, random)
+                } else if order.op == Op::On {
+                    self.start(now, order.request, world, random)
                 } else {
-                    world.off(self.host, op, request, &seen, random)
+                    let Ordered { op, request, ref seen, arrival_seen, .. } = order;
+                    world.off(self.host, op, request, seen, arrival_seen, random)
                 };
-                self.tasks.push(Task::Act { act, request, op, by, seen, end: Some((end, changes)) });
+                self.tasks.push(Task::Act { order, end: Some((end, changes)) });
             }
-            Task::Act { act, request, end: Some((end, changes)), .. } => {
+            Task::Act { order, end: Some((end, changes)) } => {
                 if end == ActEnd::ProvenOff {
-                    self.deeds.push(Deed::Proved(request));
+                    self.deeds.push(Deed::Proved(order.request));
                 }
-                self.hosts.acted(now, act, end, changes);
+                self.hosts.acted(now, order.act, end, changes);
             }
             Task::CallBack { request } => self.deeds.push(Deed::CalledBack(request)),
             Task::AskFencing { node, found: None } => {

@@ -193,7 +193,8 @@ impl Seat {
         match output {
             Output::Look { look, .. } if self.looks_slowly => self.looks.push(look),
             Output::Look { look, .. } => {
-                let is_known = matches!(self.state, LocalState::RunsHere | LocalState::DefinedHere);
+                let is_unknown = matches!(self.state, LocalState::NotHere | LocalState::CannotTell(_));
+                let is_known = !is_unknown && self.state != LocalState::Arriving;
                 let (uuid, name) = (is_known.then_some(UUID), is_known.then(|| NAME.to_owned()));
                 self.hosts.looked(now, look, Look { state: self.state.clone(), uuid, name, changes: 1 });
             }
@@ -201,7 +202,7 @@ impl Seat {
                 self.acts.push(order.op());
                 self.last_act = order.act();
                 if let Some(end) = self.end.clone() {
-                    let off = end == ActEnd::ProvenOff && order.op() == Op::Off;
+                    let off = matches!(end, ActEnd::ProvenOff | ActEnd::Gone) && order.op() == Op::Off;
                     self.state = if off { LocalState::DefinedHere } else { self.state.clone() };
                     self.hosts.acted(now, order.act(), end, 1);
                 }

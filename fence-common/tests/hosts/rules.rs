@@ -13,14 +13,14 @@ use crate::driver::node;
 use crate::group::{Group, SECOND, keys, request};
 use crate::world::{NAME, UUID};
 
-fn failure(answer: Option<GroupAnswer>) -> NoAnswer {
+pub(crate) fn failure(answer: Option<GroupAnswer>) -> NoAnswer {
     match answer {
         Some(GroupAnswer::Failure(reason)) => reason,
         other => panic!("no failure: {other:?}"),
     }
 }
 
-fn named(host: &str) -> HostNames {
+pub(crate) fn named(host: &str) -> HostNames {
     HostNames(vec![host.to_owned()])
 }
 
@@ -346,33 +346,6 @@ fn starts_beside_a_start(broken: Option<HostsRule>) -> Vec<Op> {
 fn what_was_seen_before_a_start_does_not_count_after_it() {
     assert_eq!(starts_beside_a_start(None), []);
     assert_eq!(starts_beside_a_start(Some(HostsRule::StartHidesLook)), [Op::On]);
-}
-
-/// A machine migrates, and its source is lost before this life of the other host has heard of it.
-/// The copy that came in is gone when it is to be killed. Returns the answer.
-fn answer_beside_an_arrival(broken: Option<HostsRule>) -> Option<GroupAnswer> {
-    let options = HostsOptions { dangerous_broken: broken, ..HostsOptions::default() };
-    let mut group = Group::apart(&[0, 1], options);
-    group.join(&[0]);
-    group.seats[0].state = LocalState::Arriving;
-    group.ask(0, Op::Off)
-}
-
-#[test]
-fn a_copy_that_comes_in_is_no_machine_that_was_killed() {
-    let named_arrival = |answer| {
-        let reason = failure(answer).to_string();
-        reason.starts_with("host0 cannot tell") && reason.contains("on its way in")
-    };
-    assert!(named_arrival(answer_beside_an_arrival(None)));
-    // Nothing was there to be killed, and the source goes on with it.
-    assert_eq!(answer_beside_an_arrival(Some(HostsRule::ArrivalsWait)), Some(GroupAnswer::Success));
-    // The source has the machine, and kills it. It may have arrived before.
-    let mut group = Group::of(&[0, 1]);
-    group.runs_at(1);
-    group.seats[0].state = LocalState::Arriving;
-    assert!(named_arrival(group.ask(1, Op::Off)));
-    assert_eq!(group.seats.iter().map(|seat| seat.acts.len()).collect::<Vec<_>>(), [0, 1]);
 }
 
 /// Two hosts are told to start it at once, the ring breaks, and the first order is lost on the side

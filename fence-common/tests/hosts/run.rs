@@ -40,6 +40,37 @@ struct Open {
     asked: u64,
 }
 
+/// What happens often in a schedule, beside everything else. Chance alone would meet it seldom.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Theme {
+    /// Nothing.
+    Any,
+    /// Several clients want a domain on at once.
+    Starts,
+    /// Machines that move at once.
+    Moves,
+    /// A machine whose host is cut off before it has told of it, while the machine leaves it.
+    Arrivals,
+    /// Two copies of a machine, and reboots.
+    Twins,
+    /// A libvirt that falls silent.
+    Doubts,
+}
+
+impl Theme {
+    fn of(seed: u64) -> Self {
+        // Of random numbers of its own, so that it changes nothing else of the schedule.
+        match Random::new(!seed).below(100) {
+            0..15 => Self::Starts,
+            15..30 => Self::Moves,
+            30..45 => Self::Arrivals,
+            45..55 => Self::Twins,
+            55..60 => Self::Doubts,
+            _ => Self::Any,
+        }
+    }
+}
+
 /// What a schedule came to.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Tally {
@@ -78,8 +109,7 @@ pub(crate) struct Run {
     copies: bool,
     /// Whether this schedule is about hosts that are fenced and boot.
     boots: bool,
-    /// Whether this schedule is about several clients that want a domain on at once.
-    starts: bool,
+    theme: Theme,
     tally: Tally,
     trace: Option<Vec<String>>,
 }
@@ -108,16 +138,17 @@ impl Run {
             acts: BTreeMap::new(),
             rings: BTreeMap::new(),
             proven: BTreeMap::new(),
-            copies: random.percent(15),
+            copies: random.percent(15) || Theme::of(seed) == Theme::Twins,
             boots: random.percent(25),
-            // Of its own, so that the other schedules stay as they are.
-            starts: Random::new(!seed).percent(15),
+            theme: Theme::of(seed),
             tally: Tally::default(),
             trace: is_traced.then(Vec::new),
             random,
         };
-        if run.starts {
+        if matches!(run.theme, Theme::Starts | Theme::Arrivals) {
             run.world.instances.clear();
+        }
+        if run.theme != Theme::Any {
             run.world.machines.iter_mut().for_each(|machine| machine.is_defined = true);
         }
         for host in 0..hosts {
@@ -163,12 +194,8 @@ impl Run {
                 _ => self.boot(host),
             }
         }
-        if self.starts && self.random.percent(6) {
-            match self.random.below(3) {
-                0 => self.regroup(),
-                1 => self.several_starts(),
-                _ => self.new_client(Op::Off),
-            }
+        if self.theme != Theme::Any && self.random.percent(4) {
+            self.themed(host)?;
         }
         match self.random.below(1000) {
             0..=249 => self.cpg.order(host),

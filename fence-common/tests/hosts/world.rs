@@ -146,10 +146,14 @@ impl World {
     pub(crate) fn look(&self, host: usize, random: &mut Random) -> Look {
         let machine = &self.machines[host];
         // One that comes in may yet stay where it is. One that goes out may be ended here.
-        let comes_in = self.here(host).any(|at| self.instances[at].host != host);
+        let comes_in = self.comes_in(host);
         let goes_out = self.here(host).any(|at| self.instances[at].to.is_some());
+        // libvirt's record of the migration may be unreadable.
+        let is_unrecorded = random.percent(if comes_in { 30 } else { 4 });
         let state = if !machine.libvirt_answers || (goes_out && !comes_in && random.percent(50)) {
             LocalState::CannotTell("libvirt is silent, or it migrates".into())
+        } else if is_unrecorded && self.here(host).next().is_some() {
+            LocalState::MayBeArriving
         } else if comes_in {
             LocalState::Arriving
         } else if self.here(host).next().is_some() || machine.owes.is_some() {
@@ -171,23 +175,31 @@ impl World {
         if runs || self.machines[host].is_defined { vec![domain] } else { Vec::new() }
     }
 
+    /// Whether a copy is on its way in.
+    pub(crate) fn comes_in(&self, host: usize) -> bool {
+        self.here(host).any(|at| self.instances[at].host != host)
+    }
+
     pub(crate) fn changes(&self, host: usize) -> u64 {
         self.machines[host].changes
     }
 
     /// Kills what is on a host. `seen` are the instances that were there when the act was ordered.
+    /// `arrival_seen`: of the copy that is on its way in then, libvirt may have lost the record.
     pub(crate) fn off(
         &mut self,
         host: usize,
         op: Op,
         request: RequestId,
         seen: &[usize],
+        arrival_seen: bool,
         random: &mut Random,
     ) -> ActEnd {
         let fail = |why: &str| ActEnd::Failed(why.into());
         if !self.machines[host].libvirt_answers || random.percent(5) {
             return fail("libvirt is silent");
         }
+        let owes = self.machines[host].owes.is_some();
         if op == Op::Off {
             self.machines[host].owes = None;
         }
@@ -196,6 +208,9 @@ impl World {
             |world: &Self| seen.iter().any(|at| world.instances[*at].lives && world.instances[*at].host != host);
         if here.is_empty() && self.machines[host].has_moved {
             return fail("it has moved");
+        }
+        if here.is_empty() && !owes {
+            return ActEnd::Gone;
         }
         let mut comes_in = false;
         for at in here {
@@ -208,7 +223,9 @@ impl World {
             }
         }
         if comes_in {
-            return fail("it was on its way in");
+            // A copy that libvirt has lost dies like a machine.
+            let is_lost = arrival_seen && random.percent(50);
+            return if is_lost { ActEnd::ProvenOff } else { fail("it was on its way in") };
         }
         if escapes(self) {
             return fail("it has moved meanwhile");

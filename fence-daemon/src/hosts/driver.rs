@@ -167,10 +167,12 @@ async fn tell_domains(hypervisors: Hypervisors, done: mpsc::UnboundedSender<Host
                 return;
             }
         }
+        // The first change is told at once, and a burst of them together.
+        let quiet = Instant::now() + TOLD_WITHIN;
         if news.changed().await.is_err() {
             return;
         }
-        tokio::time::sleep(TOLD_WITHIN).await;
+        sleep_until(quiet).await;
     }
 }
 
@@ -394,12 +396,17 @@ impl HostsDriver {
         tokio::spawn(async move {
             // Before the act: what appears from now on changes the count.
             let changes = hypervisors.appearances(order.target());
-            let verdict = Verdict::from(&hypervisors.carry_out(&order, requester, &deadline).await);
-            let end = local::end(op, &verdict);
+            let outcome = hypervisors.carry_out(&order, requester, &deadline).await;
+            let (end, verdict) = (local::end(op, &outcome), Verdict::from(&outcome));
             let (target, detail) = (order.target(), &verdict.detail);
             match &end {
                 ActEnd::ProvenOff | ActEnd::Done => info!(op = op.name(), domain = %target, "for the hosts: {detail}"),
-                ActEnd::Failed(_) => warn!(op = op.name(), domain = %target, "for the hosts, and failed: {detail}"),
+                ActEnd::Gone => {
+                    info!(op = op.name(), domain = %target, "for the hosts, and nothing was there to be killed: {detail}");
+                }
+                ActEnd::Failed(_) | ActEnd::Unproven(_) => {
+                    warn!(op = op.name(), domain = %target, "for the hosts, and failed: {detail}");
+                }
             }
             let _ = done.send(HostWork::Acted { act, request, end, changes, verdict });
         });

@@ -63,8 +63,13 @@ pub(super) async fn alone(
 ) -> Verdict {
     let by = deadline.by().min(Instant::now() + ON_ITS_WAY);
     let unasked = |here: &str| Verdict::failure(format!("{here}, and the other hosts cannot be asked: {why}"));
+    let may_be_arriving = "it may be on its way here from another host";
+    let mut is_certain = true;
     match hypervisors.standing(order.target(), by).await {
         Standing::Runs(_) => {}
+        // What there is may be killed, and nothing may be started beside its source.
+        Standing::MayBeArriving(_) if order.op() == Op::Reboot => return unasked(may_be_arriving),
+        Standing::MayBeArriving(_) => is_certain = false,
         Standing::Off(_) => return unasked("it does not run here"),
         Standing::Arriving(_) => return unasked("it is on its way here from another host"),
         Standing::Moved(_) => return unasked("it has moved to another host"),
@@ -73,6 +78,7 @@ pub(super) async fn alone(
     }
     let outcome = hypervisors.carry_out(order, requester, deadline).await;
     match order.op() {
+        Op::Off if outcome.reply == Reply::Success && !is_certain => unasked(may_be_arriving),
         Op::Off | Op::Reboot if outcome.reply == Reply::Success && !outcome.has_died() => {
             unasked("it ended here before it was fenced")
         }
@@ -94,6 +100,7 @@ pub(super) async fn look(hypervisors: &Hypervisors, target: &Target, is_start: b
         }
         Standing::Runs(domain) => (LocalState::RunsHere, domain),
         Standing::Arriving(domain) => (LocalState::Arriving, domain),
+        Standing::MayBeArriving(domain) => (LocalState::MayBeArriving, domain),
         // Another host starts it.
         Standing::Moved(domain) if is_start => (LocalState::NotHere, domain),
         Standing::Off(Some(domain)) if is_start && !hypervisors.is_defined(domain.uuid).await => {
@@ -150,10 +157,54 @@ pub(super) async fn check(hypervisors: &Hypervisors) -> Result<(), String> {
 }
 
 /// How an act ended, for the other hosts.
-pub(super) fn end(op: Op, verdict: &Verdict) -> ActEnd {
-    match (op, verdict.reply) {
-        (Op::Off | Op::Reboot, Reply::Success) => ActEnd::ProvenOff,
+pub(super) fn end(op: Op, outcome: &Outcome) -> ActEnd {
+    match (op, outcome.reply) {
+        (Op::Off | Op::Reboot, Reply::Success) if outcome.has_died() => ActEnd::ProvenOff,
+        // It ran here when it was looked for. It may have been a copy that was on its way in.
+        (Op::Off | Op::Reboot, Reply::Success) => ActEnd::Gone,
         (_, Reply::Success) => ActEnd::Done,
-        (_, Reply::Failure | Reply::Off | Reply::PermissionDenied) => ActEnd::Failed(verdict.detail.clone()),
+        (Op::Off | Op::Reboot, _) if outcome.may_have_killed() => ActEnd::Unproven(Verdict::from(outcome).detail),
+        (_, Reply::Failure | Reply::Off | Reply::PermissionDenied) => ActEnd::Failed(Verdict::from(outcome).detail),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hypervisor::{CallError, State, Unproven};
+
+    #[test]
+    fn an_off_that_found_nothing_is_no_proof_and_one_that_failed_may_have_killed() {
+        let was = State::RUNNING;
+        let end_of = |reply, detail| {
+            let outcome = Outcome { reply, proven_off: None, detail, domain: None };
+            match end(Op::Off, &outcome) {
+                ActEnd::ProvenOff => "proven",
+                ActEnd::Gone => "gone",
+                ActEnd::Failed(_) => "failed",
+                ActEnd::Unproven(_) => "unproven",
+                ActEnd::Done => "done",
+            }
+        };
+        for (detail, expected) in [
+            (Detail::Destroyed { was }, "proven"),
+            (Detail::SeenDead, "proven"),
+            (Detail::RestartCancelled, "proven"),
+            (Detail::AlreadyOff, "gone"),
+        ] {
+            assert_eq!(end_of(Reply::Success, detail), expected);
+        }
+        let failed = |error| Detail::Failed { uri: "x:///".into(), error };
+        for (detail, expected) in [
+            (Detail::NotProvenOff { was, why: Unproven::Orphan }, "unproven"),
+            (Detail::Late, "unproven"),
+            (failed(CallError::Overdue), "unproven"),
+            (failed(CallError::NotBegun), "failed"),
+            (Detail::NotProvenOff { was, why: Unproven::Migrating }, "failed"),
+            (Detail::MovedAway, "failed"),
+            (Detail::Occupied, "failed"),
+        ] {
+            assert_eq!(end_of(Reply::Failure, detail), expected);
+        }
     }
 }

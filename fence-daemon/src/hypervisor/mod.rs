@@ -70,7 +70,8 @@ pub use self::probe::probe;
 pub use self::process::Left;
 
 use self::fence::{
-    FenceRaces, Locks, Orders, Pending, Records, Restarter, Restarts, Settling, farewell, is_defined, standing, status,
+    FenceRaces, Fenced, Locks, Orders, Pending, Records, Restarter, Restarts, Settling, farewell, is_defined, standing,
+    status,
 };
 use self::known::{Known, Uri, last_words, view};
 use self::libvirt::LinkState;
@@ -306,7 +307,7 @@ impl Hypervisors {
     }
 
     /// The domain of this host that a client runs in, if one alone can be meant, and the client's
-    /// Ethernet addresses.
+    /// Ethernet addresses. It may have been fenced since the client asked.
     #[must_use]
     pub fn client(&self, requester: Requester) -> (Option<Vouched>, Vec<[u8; 6]>) {
         let tables = || self.known.uris.iter().map(|uri| &uri.table);
@@ -315,7 +316,12 @@ impl Hypervisors {
         uuids.extend(macs.iter().flat_map(|mac| tables().flat_map(|table| table.running_with(*mac))));
         let first = uuids.first().copied().filter(|first| uuids.iter().all(|uuid| uuid == first));
         let name = first.and_then(|uuid| tables().find_map(|table| table.get(uuid))).map(|entry| entry.name);
-        (first.zip(name).map(|(uuid, name)| Vouched { name, uuid }), macs)
+        let client = first.zip(name).map(|(uuid, name)| Vouched { name, uuid });
+        // An address that several machines have names none of them.
+        let has_ended =
+            || self.orders.races.victim_of(requester, &macs).filter(|_| uuids.is_empty() || first.is_some());
+        let client = client.or_else(|| has_ended().map(|Fenced { uuid, name, .. }| Vouched { name, uuid }));
+        (client, macs)
     }
 
     /// The Ethernet addresses of all machines that run here, by the tables.

@@ -3,12 +3,92 @@
 use fence_common::hosts::{GroupAnswer, NodeId};
 use fence_common::wire::Op;
 
-use super::{Broken, Client, Open, PATIENCE, Run, SECOND};
+use super::{Broken, Client, Open, PATIENCE, Run, SECOND, Theme};
 use crate::cpg::Item;
 use crate::driver::{Daemon, node};
 use crate::world::Birth;
 
 impl Run {
+    /// Something of what the schedule is about.
+    pub(super) fn themed(&mut self, host: usize) -> Result<(), Broken> {
+        match self.theme {
+            Theme::Any => {}
+            Theme::Starts => match self.random.below(3) {
+                0 => self.regroup(),
+                1 => self.several_starts(),
+                _ => self.new_client(Op::Off),
+            },
+            Theme::Moves => {
+                self.start_outside(host);
+                self.new_client(Op::Off);
+                self.go_on(60)?;
+                self.hop();
+                self.go_on(100)?;
+            }
+            Theme::Arrivals => self.leave_unheard(host)?,
+            Theme::Twins => {
+                (0..self.hosts).for_each(|host| self.start_outside(host));
+                self.client_of(Op::Reboot, (0..self.hosts).collect());
+                self.go_on(200)?;
+            }
+            Theme::Doubts => {
+                self.world.machines[host].libvirt_answers ^= true;
+                self.new_client(Op::Off);
+            }
+        }
+        Ok(())
+    }
+
+    /// Some of what is under way goes on, and nothing else happens.
+    fn go_on(&mut self, most: usize) -> Result<(), Broken> {
+        for _ in 0..self.random.below(most) {
+            if !self.busy_step()? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// A machine moves at once.
+    fn hop(&mut self) {
+        let living: Vec<_> = (0..self.world.instances.len()).filter(|at| self.world.instances[*at].lives).collect();
+        let Some(&at) = self.random.one_of(&living) else { return };
+        let to = self.random.below(self.hosts);
+        let is_still = self.world.instances[at].to.is_none() && self.world.instances[at].host != to;
+        if is_still && self.world.is_booted(self.now, to) {
+            self.world.migrate(at, to);
+            self.world.migrated(at, true);
+            self.note(|run| format!("moves at once: {:?}", run.world.instances[at]));
+        }
+    }
+
+    /// A host starts the domain, and is cut off before it tells so. The machine is on its way to
+    /// another host then, where a client wants it off. The migration fails.
+    fn leave_unheard(&mut self, host: usize) -> Result<(), Broken> {
+        let to = (host + 1 + self.random.below(self.hosts - 1)) % self.hosts;
+        self.start_outside(host);
+        let Some(at) = self.world.here(host).find(|at| self.world.instances[*at].born == self.now) else {
+            return Ok(());
+        };
+        if self.world.is_booted(self.now, to) {
+            self.world.migrate(at, to);
+        }
+        for other in 0..self.hosts {
+            let part = usize::from(other == host);
+            self.parts[other] = if self.world.machines[other].is_up { part } else { self.hosts + other };
+        }
+        self.note(|run| format!("leaves a host that is cut off: {:?}", run.world.instances[at]));
+        self.form_rings();
+        (0..self.hosts).for_each(|host| self.tell_quorum(host));
+        if self.random.percent(70) {
+            self.settle()?;
+        }
+        self.client_of(Op::Off, vec![to]);
+        self.go_on(60)?;
+        self.world.migrated(at, false);
+        self.go_on(100)
+    }
+
     pub(super) fn deliver(&mut self, host: usize) {
         let is_idle = self.daemons[host].as_ref().is_none_or(|daemon| daemon.stands.is_some());
         if is_idle || !self.cpg.has_undelivered(host) {
@@ -241,25 +321,33 @@ impl Run {
     /// Everything that is under way ends, in a random order.
     pub(super) fn settle(&mut self) -> Result<(), Broken> {
         for _ in 0..20_000 {
-            let busy = |host: &usize| {
-                let lives = self.daemons[*host].is_some();
-                self.cpg.has_unsent(*host)
-                    || (lives && self.cpg.has_undelivered(*host))
-                    || self.daemons[*host].as_ref().is_some_and(Daemon::has_tasks)
-            };
-            let hosts: Vec<_> = (0..self.hosts).filter(busy).collect();
-            let Some(&host) = self.random.one_of(&hosts) else { return Ok(()) };
-            self.now += 100_000;
-            match self.random.below(3) {
-                0 => self.cpg.order(host),
-                1 => self.deliver(host),
-                _ if self.daemons[host].as_ref().is_some_and(Daemon::has_tasks) => self.work(host),
-                _ => {}
+            if !self.busy_step()? {
+                return Ok(());
             }
-            self.tick(host);
-            self.judge()?;
         }
         Err("it never settles".into())
+    }
+
+    /// Something that is under way goes on. `false`: nothing is.
+    fn busy_step(&mut self) -> Result<bool, Broken> {
+        // What stands still does nothing.
+        let goes = |host: usize| self.daemons[host].as_ref().is_some_and(|daemon| daemon.stands.is_none());
+        let busy = |host: &usize| {
+            let has_tasks = self.daemons[*host].as_ref().is_some_and(Daemon::has_tasks);
+            self.cpg.has_unsent(*host) || (goes(*host) && (self.cpg.has_undelivered(*host) || has_tasks))
+        };
+        let hosts: Vec<_> = (0..self.hosts).filter(busy).collect();
+        let Some(&host) = self.random.one_of(&hosts) else { return Ok(false) };
+        self.now += 100_000;
+        match self.random.below(3) {
+            0 => self.cpg.order(host),
+            1 => self.deliver(host),
+            _ if self.daemons[host].as_ref().is_some_and(Daemon::has_tasks) => self.work(host),
+            _ => {}
+        }
+        self.tick(host);
+        self.judge()?;
+        Ok(true)
     }
 
     /// Mends everything. Then an `off` must work.

@@ -182,6 +182,20 @@ impl FenceRaces {
         })
     }
 
+    /// The domain of a recent fence that this requester runs in, or ran: the one that the hypervisor
+    /// vouches for, or the only one with one of its Ethernet addresses.
+    pub(crate) fn victim_of(&self, requester: Requester, macs: &[Mac]) -> Option<Fenced> {
+        let (fences, now) = (self.fences(), Moment::now());
+        let is_it = |fence: &&Fence| match requester.domain {
+            Some(domain) => fence.domain.uuid == domain,
+            None => fence.domain.macs.iter().any(|mac| macs.contains(mac)),
+        };
+        let is_recent = |fence: &&Fence| fence.over.is_none_or(|over| now.since(over) < KEEP);
+        let mut found = fences.list.iter().filter(is_recent).filter(is_it).map(|fence| &fence.domain);
+        let first = found.next()?;
+        found.all(|other| other.uuid == first.uuid).then(|| first.clone())
+    }
+
     /// Waits until the fence of a requester is over, however it ends. `false`: it is not by `by`.
     /// The caller holds no domain's lock: that fence may need it.
     pub(crate) async fn over(&self, requester: &Dying, by: Instant) -> bool {
@@ -226,7 +240,7 @@ impl Fences {
 }
 
 /// Domains that are being fenced. Dropping it forgets them, unless the fence has
-/// [succeeded](Fencing::succeeded).
+/// [killed](Fencing::killed).
 #[must_use]
 pub(crate) struct Fencing {
     races: Arc<FenceRaces>,
@@ -235,9 +249,9 @@ pub(crate) struct Fencing {
 }
 
 impl Fencing {
-    /// The domains were off at this moment. Their requests from before it are not carried out;
-    /// later ones are another life's.
-    pub(crate) fn succeeded(mut self, at: Moment) {
+    /// The domains were dead at this moment, or may have been. Their requests from before it are not
+    /// carried out; later ones are another life's.
+    pub(crate) fn killed(mut self, at: Moment) {
         self.over = Some(at);
     }
 }
@@ -313,7 +327,7 @@ mod tests {
         assert!(races.enter(asks(1, now), vec![guest(3)], one).is_ok());
         // It died after it had asked; what it asks in its next life counts.
         let dead = now.plus(Duration::from_millis(5));
-        first.succeeded(dead);
+        first.killed(dead);
         let dead_now = Refused::Dead("node2".to_owned());
         assert_eq!(races.enter(asks(2, now), vec![guest(1)], one).err().unwrap(), dead_now);
         assert!(races.enter(asks(2, dead), vec![guest(1)], one).is_ok());
@@ -333,6 +347,28 @@ mod tests {
     }
 
     #[test]
+    fn a_requester_is_known_beyond_its_death() {
+        let (races, now) = (races(), Moment::now());
+        let known = |requester: Option<Requester>| {
+            let requester = requester.unwrap();
+            races.victim_of(requester, &races.macs_of(requester)).map(|domain| domain.name)
+        };
+        assert_eq!(known(asks(2, now)), None);
+        let bare = Fenced { macs: [].into(), ..guest(3) };
+        races.enter(None, vec![guest(2), bare], one).ok().unwrap().killed(now);
+        assert_eq!(known(asks(2, now)).as_deref(), Some("node2"));
+        assert_eq!(known(vouched(3, now)).as_deref(), Some("node3"));
+        assert_eq!(known(asks(3, now)), None, "it has no address");
+        assert_eq!(known(asks(9, now)).as_deref(), Some("node2"), "the only one");
+        // An address that two machines had names neither.
+        races.enter(None, vec![guest(4)], one).ok().unwrap().killed(now.before(KEEP / 2));
+        assert_eq!(known(asks(9, now)), None);
+        assert_eq!(known(asks(4, now)).as_deref(), Some("node4"));
+        races.enter(None, vec![guest(5)], one).ok().unwrap().killed(now.before(KEEP));
+        assert_eq!(known(asks(5, now)), None, "long ago");
+    }
+
+    #[test]
     fn only_a_client_that_nobody_vouches_for_has_addresses() {
         let (races, now) = (races(), Moment::now());
         assert_eq!(races.macs_of(asks(1, now).unwrap()), [mac(1)]);
@@ -349,7 +385,7 @@ mod tests {
     #[test]
     fn a_fence_of_long_ago_is_forgotten() {
         let (races, now) = (races(), Moment::now());
-        races.enter(asks(1, now), vec![guest(2)], one).ok().unwrap().succeeded(now.before(KEEP));
+        races.enter(asks(1, now), vec![guest(2)], one).ok().unwrap().killed(now.before(KEEP));
         assert!(races.enter(asks(2, now.before(2 * KEEP)), vec![guest(1)], one).is_ok());
         assert_eq!(races.fences().list.len(), 0);
     }

@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
 
 use super::{Detail, Dying, Fenced, Fencing, Foresight, Meant, OffAt, Orders, Outcome, Purpose, Refused, Requester};
+use crate::clock::Moment;
 use crate::hypervisor::deadline::Deadline;
 use crate::hypervisor::known::{FoundDomain, sorted};
 
@@ -121,7 +122,8 @@ impl Orders {
         }
         let outcome = together(outcomes);
         match outcome.proven_off {
-            Some(at) => fencing.succeeded(at),
+            Some(at) => fencing.killed(at),
+            None if outcome.may_have_killed() => fencing.killed(Moment::now()),
             None => drop(fencing),
         }
         let mut starting = Vec::new();
@@ -191,7 +193,6 @@ fn together(mut outcomes: Vec<Outcome>) -> Outcome {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::Moment;
     use crate::hypervisor::known::Identity;
     use crate::hypervisor::libvirt::State;
 

@@ -47,7 +47,7 @@ impl Orders {
         // off ends that.
         let restart = self.restarts.get(index, uuid);
         let was_ours = restart.as_ref().is_some_and(|plan| !plan.inherited);
-        let already = match (restart.is_some(), reboot) {
+        let mut already = match (restart.is_some(), reboot) {
             (false, _) => Detail::AlreadyOff,
             (true, true) => Detail::RestartPending,
             (true, false) => Detail::RestartCancelled,
@@ -90,7 +90,10 @@ impl Orders {
                 let seen_dead = uri.table.seen_dead(&Target::Uuid(uuid));
                 let dead = seen_dead.as_ref().and_then(|seen| seen.unnoticed.as_ref()).map(|instance| instance.id);
                 let (result, look) = match seen_dead {
-                    Some(seen) => (Ok(by_its_death(uri, &seen, reboot)), None),
+                    Some(seen) => {
+                        already = if already == Detail::AlreadyOff { Detail::SeenDead } else { already };
+                        (Ok(by_its_death(uri, &seen, reboot)), None)
+                    }
                     None if by_host => (Ok(Off::Gone), None),
                     None => {
                         // At the same time: to look at this host takes as long as to ask libvirt.

@@ -57,6 +57,9 @@ pub enum Detail {
     NotActive,
     /// `off`, `reboot`: it was off already.
     AlreadyOff,
+    /// `off`, `reboot`: this daemon has seen it die here before the order, with no migration under
+    /// way.
+    SeenDead,
     /// `off`: it was off after a reboot, whose pending restart is cancelled.
     RestartCancelled,
     /// `reboot`: it was off after another reboot, whose restart goes on.
@@ -123,6 +126,7 @@ impl fmt::Display for Detail {
             Self::Started(state) => write!(f, "was off, started ({state})"),
             Self::NotActive => f.write_str("started, but it is not running"),
             Self::AlreadyOff => f.write_str("already off"),
+            Self::SeenDead => f.write_str("already off, it has died here"),
             Self::RestartCancelled => f.write_str("already off, pending restart cancelled"),
             Self::RestartPending => f.write_str("already off, its restart is under way"),
             Self::Destroyed { was } => write!(f, "was {was}, destroyed"),
@@ -147,8 +151,8 @@ impl fmt::Display for Detail {
 }
 
 impl Outcome {
-    /// Whether the domain's guest ran on this host and is dead now: it was killed or reset, or it
-    /// waits for the restart that follows its kill.
+    /// Whether the domain's guest ran on this host and is dead now: it was killed or reset, was seen
+    /// to die, or waits for the restart that follows its kill.
     #[must_use]
     pub fn has_died(&self) -> bool {
         let dead = matches!(
@@ -157,10 +161,21 @@ impl Outcome {
                 | Detail::Rebooting { .. }
                 | Detail::Reset
                 | Detail::Rebooted
+                | Detail::SeenDead
                 | Detail::RestartCancelled
                 | Detail::RestartPending
         );
         dead && self.reply == Reply::Success
+    }
+
+    /// Whether a failed `off` or `reboot` may have killed the domain all the same: what was begun
+    /// is not proven, or goes on.
+    #[must_use]
+    pub fn may_have_killed(&self) -> bool {
+        let is_unproven = matches!(&self.detail, Detail::NotProvenOff { why, .. } if *why != Unproven::Migrating);
+        let is_lost = matches!(&self.detail, Detail::Failed { error: CallError::Lost(_) | CallError::Overdue, .. });
+        let goes_on = matches!(self.detail, Detail::NotStartedAgain | Detail::Late | Detail::Broken);
+        (is_unproven || is_lost || goes_on) && self.reply == Reply::Failure
     }
 
     /// A failure, for `detail`.

@@ -21,6 +21,8 @@ pub enum Standing {
     Runs(Option<Identity>),
     /// It is on its way here by migration, and runs on the other host as long as that lasts.
     Arriving(Option<Identity>),
+    /// It is active here, and nobody can tell whether it is still on its way in.
+    MayBeArriving(Option<Identity>),
     /// It is known here, and nothing of it runs here.
     Off(Option<Identity>),
     /// It has moved to another host, and nothing of it is left here. This host does not start it.
@@ -34,7 +36,7 @@ pub enum Standing {
 /// How often a domain that is on its way between two hosts is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
-/// How often a domain is looked at again of which libvirt has no record while it calls it active.
+/// How often a domain is looked at again that is active, and of whose arrival nothing is known.
 const UNRECORDED: u32 = 4;
 
 /// Decides what the domain is to this host.
@@ -57,7 +59,7 @@ pub(crate) async fn standing(known: &Known, restarts: &Restarts, target: &Target
         match (outcome.reply, outcome.detail) {
             (Reply::Success, _) => match arrival(known, outcome.domain.as_ref(), by).await {
                 Arrival::Over => return Standing::Runs(outcome.domain),
-                Arrival::Unknown if unrecorded >= UNRECORDED => return Standing::Runs(outcome.domain),
+                Arrival::Unknown if unrecorded >= UNRECORDED => return Standing::MayBeArriving(outcome.domain),
                 Arrival::Unknown => unrecorded += 1,
                 Arrival::UnderWay if !may_wait => return Standing::Arriving(outcome.domain),
                 Arrival::UnderWay => {}
@@ -87,23 +89,25 @@ enum Arrival {
 async fn arrival(known: &Known, domain: Option<&Identity>, by: Instant) -> Arrival {
     let Some(Identity { uri, uuid, name }) = domain else { return Arrival::Over };
     let Some(uri) = known.uris.iter().find(|one| one.text == *uri) else { return Arrival::Over };
-    let Some(driver) = uri.table.driver else {
-        let uuid = *uuid;
-        let migration = move |connect: &_| Domain::find(connect, uuid)?.map(|one| one.migration()).transpose();
-        return match uri.call(Lane::Query, by, migration).await {
-            Ok(Some(Direction::In)) => Arrival::UnderWay,
-            Ok(Some(Direction::None | Direction::Out)) => Arrival::Over,
-            Ok(None) | Err(_) => Arrival::Unknown,
-        };
+    match uri.table.driver.map_or(Job::Unknown, |driver| Job::on_record(driver, name)) {
+        Job::Arriving => return Arrival::UnderWay,
+        Job::None | Job::Leaving => return Arrival::Over,
+        // There is no record here, or none that can be read. That a process lives says nothing: a
+        // copy on its way in has one.
+        Job::Unknown => {}
+    }
+    let uuid = *uuid;
+    let migration = move |connect: &_| {
+        let Some(domain) = Domain::find(connect, uuid)? else { return Ok(None) };
+        let direction = domain.migration()?;
+        // A copy that has gone meanwhile has no job either.
+        Ok(domain.power()?.filter(|power| power.is_active()).map(|_| direction))
     };
-    match Job::on_record(driver, name) {
-        Job::Arriving => Arrival::UnderWay,
-        Job::None | Job::Leaving => Arrival::Over,
-        Job::Unknown => {
-            // The process of a copy that has gone is dead.
-            let lives = uri.table.instance(*uuid).is_some_and(|one| one.living().is_some());
-            if lives || !uri.table.orphans(*uuid).is_empty() { Arrival::Over } else { Arrival::Unknown }
-        }
+    match uri.call(Lane::Query, by, migration).await {
+        Ok(Some(Direction::In)) => Arrival::UnderWay,
+        // A driver without jobs, as of containers or of tests, has no migration either.
+        Ok(Some(Direction::None | Direction::Out)) => Arrival::Over,
+        Ok(None) | Err(_) => Arrival::Unknown,
     }
 }
 

@@ -69,7 +69,7 @@ async fn requests_of_fenced_nodes_are_not_carried_out() {
     let aim = fence_of_b(&h);
     let asked = b_asks(&h, Op::Off, "a");
     sleep(Duration::from_millis(50)).await;
-    aim.succeeded(Moment::now());
+    aim.killed(Moment::now());
     assert_eq!(asked.await.unwrap().detail, Detail::Condemned("b".to_owned()));
     // A fence that takes too long is not waited for any longer than anything else.
     let aim = fence_of_b(&h);

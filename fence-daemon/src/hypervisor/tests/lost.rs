@@ -9,13 +9,13 @@ use crate::hypervisor::known::{Entry, Instance};
 use crate::hypervisor::process::{Driver, Victim};
 
 /// A real process with a machine's arguments. It ends with the test.
-struct Machine {
+pub(super) struct Machine {
     child: Child,
-    uuid: Uuid,
+    pub(super) uuid: Uuid,
 }
 
 impl Machine {
-    fn start(name: &str) -> Self {
+    pub(super) fn start(name: &str) -> Self {
         // Nobody else's, also not of another run of these tests on this host.
         let uuid = Uuid::from_u64_pair(Moment::now().nanos(), u64::from(std::process::id()));
         let mut command = Command::new("sh");
@@ -109,7 +109,7 @@ async fn an_off_is_no_success_while_it_lives_here() {
 }
 
 /// Enters a domain in the table of a URI. Its process is this machine; without one it is off.
-fn enter(h: &Hypervisors, uri: usize, domain: (&str, u128), driver: Driver, process: Option<&Machine>) {
+pub(super) fn enter(h: &Hypervisors, uri: usize, domain: (&str, u128), driver: Driver, process: Option<&Machine>) {
     let table = &h.known.uris[uri].table;
     let victim = process.map(|machine| Arc::new(Victim::dangerous_for_test(driver, domain.0, &machine.child)));
     let instance = victim.map(|victim| Instance { id: 77, state: State(1), victim: Some(victim) });

@@ -1,6 +1,8 @@
 //! What a domain is to this host, for the other hosts of a cluster.
 
+use super::lost::{Machine, enter};
 use super::*;
+use crate::hypervisor::process::Driver;
 
 /// Nobody is there: it never connects.
 const SILENT: &str = "qemu+unix:///system?socket=/nonexistent/socket";
@@ -14,6 +16,7 @@ async fn standing(h: &Hypervisors, target: Target) -> &'static str {
     match h.standing(&target, soon()).await {
         Standing::Runs(_) => "runs",
         Standing::Arriving(_) => "arriving",
+        Standing::MayBeArriving(_) => "may be arriving",
         Standing::Off(_) => "off",
         Standing::Moved(_) => "moved",
         Standing::Unknown => "unknown",
@@ -50,6 +53,24 @@ async fn nobody_tells_while_libvirt_is_silent_or_the_domain_is_on_its_way() {
     assert_eq!(standing(&h, name("on")).await, "unclear", "another host may go on with it");
     h.known.uris[0].table.note_leaving(Uuid::from_u128(1), false);
     assert_eq!(standing(&h, name("on")).await, "runs");
+}
+
+/// A process lives, libvirt's record of it cannot be read, and libvirt does not say either.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_active_may_be_arriving_if_nobody_says_that_it_is_not() {
+    let _none = ORPHANS.lock().await;
+    let machine = Machine::start("unrecorded");
+    let target = || Target::Uuid(machine.uuid);
+    let h = Hypervisors::with_limits(&["qemu:///system".to_owned()], QUICK, Options::default());
+    h.first_round().await;
+    assert_eq!(standing(&h, target()).await, "may be arriving", "a process that libvirt does not know");
+    enter(&h, 0, ("unrecorded", machine.uuid.as_u128()), Driver::Qemu, Some(&machine));
+    assert_eq!(standing(&h, target()).await, "may be arriving", "a process of its table");
+    // Containers do not migrate.
+    let h = Hypervisors::with_limits(&["lxc:///".to_owned()], QUICK, Options::default());
+    h.first_round().await;
+    enter(&h, 0, ("unrecorded", machine.uuid.as_u128()), Driver::Lxc, Some(&machine));
+    assert_eq!(standing(&h, target()).await, "runs");
 }
 
 /// As a machine that ran on by post-copy on another host when its process here died.
