@@ -49,7 +49,7 @@ impl Speaker {
         Ok(speakers)
     }
 
-    fn order(&self, command: &str) -> Result<()> {
+    pub(super) fn order(&self, command: &str) -> Result<()> {
         let mut fifo = File::options().write(true).open(&self.fifo).context("the FIFO")?;
         Ok(fifo.write_all(format!("{command}\n").as_bytes())?)
     }

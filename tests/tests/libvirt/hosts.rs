@@ -19,23 +19,24 @@
 //! | corosync restarts, hangs, or comes late | `outages` | `stock`: deaf for ever |
 //! | libvirtd is stopped | `rows`, `outages` | `stock`: no answer |
 //! | `list` | here: all hosts' | `stock`: the own host's |
-//! | the machine migrates | here | as "defined on two hosts" |
+//! | the machine migrates | here, `arrivals` | as "defined on two hosts" |
 //! | a daemon dies at any step | `deaths` | – |
-//! | `CS_ERR_TRY_AGAIN`, flow control | `group`: 1 MB, and as a ring breaks | read, not shown |
+//! | `CS_ERR_TRY_AGAIN`, flow control | `group`: 1 MB, and as a ring breaks | `stock`: gives up |
 //! | a reply before the wait has begun | `fence-common/tests/hosts`: any order | read, not shown |
 //! | a message per domain and host | `fence-common/tests/hosts/cost.rs` | read, not shown |
 //! | anybody in the group is believed | `rows`: a stranger in the group | read, not shown |
 //! | a slow client | `rows`: `a_silent_client_*` | read, not shown |
 //!
-//! "Not shown" has reasons. corosync says `CS_ERR_TRY_AGAIN` for milliseconds, while it forms a
-//! ring, and fence_virtd would have to send right then. Its early reply is a race of two of its
-//! threads. The other rows are what its source says of trust and cost, and give no wrong answer.
+//! "Not shown" has reasons. An early reply is a race of two of fence_virtd's threads. The other rows
+//! are what its source says of trust and cost, and give no wrong answer.
 
+mod arrivals;
 mod deaths;
 mod doctor;
 mod on;
 mod outages;
 mod races;
+mod resets;
 mod rows;
 mod stock;
 mod twice;

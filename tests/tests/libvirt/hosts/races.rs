@@ -1,11 +1,17 @@
 //! Fence races: two guests of two hosts fence each other. At most one dies.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
-use fence_lab::client::Client;
+use fence_common::wire::Op;
+use fence_lab::client::{Client, Family};
 use fence_lab::lab::BRIDGE;
 use fence_lab::machine::{Machine, writing_disk};
+use fence_lab::peer::Peer;
 use fence_lab::process::poll_until;
+use fence_lab::qemu;
 
+use super::super::KEY;
 use super::Hosts;
 use crate::fuse::Disk;
 use crate::site::SOON;
@@ -70,4 +76,28 @@ fn a_guest_that_is_being_fenced_fences_no_guest_of_another_host() -> Result<()> 
     hosts.expect(0, "on", "doomed", &[], 0)?;
     hosts.wait_known("doomed")?;
     hosts.expect(1, "off", "first", &[first], 0).map(drop)
+}
+
+/// A guest asks, and is dead before its request is looked at. Its host tells the others that it has
+/// ended, and libvirt has no machine any more with its Ethernet address.
+#[test]
+fn a_guest_that_has_died_since_it_asked_fences_no_guest_of_another_host() -> Result<()> {
+    let hosts = Hosts::new(2)?;
+    hosts.racer(0, "first", None)?;
+    hosts.racer(1, "doomed", None)?;
+    hosts.sites[1].server.wait_domain("doomed", "running")?;
+    let (first, doomed) = (hosts.sites[0].machine("first")?, hosts.sites[1].machine("doomed")?);
+    // It is called back, and takes its time.
+    let peer = Peer::new(hosts.sites[1].observer.guest(), &KEY, Family::V4)?;
+    peer.send(peer.request(Op::Off, "first")?)?;
+    let mut call = peer.called_back(SOON)?.context("no callback")?;
+    hosts.expect(0, "off", "doomed", std::slice::from_ref(&doomed), 0)?;
+    hosts.sites[1].libvirtd.wait_state(qemu::URI, "doomed", "shut off")?;
+    // The hosts tell each other of their machines within a quarter of a second.
+    std::thread::sleep(Duration::from_secs(1));
+    let reply = call.converse()?;
+    ensure!(!first.is_dead()?, "a dead guest has killed another one ({reply}): {}", hosts.logs());
+    ensure!(reply == 1, "{reply}: {}", hosts.logs());
+    ensure!(hosts.sites[1].server.log().contains("its client is fenced itself (a fence race)"), "{}", hosts.logs());
+    Ok(())
 }

@@ -16,6 +16,7 @@ use fence_lab::server::{Server, Which};
 use fence_lab::witness::Witness;
 use nix::sys::signal::Signal;
 
+use super::super::group::Speaker;
 use super::super::site::SOON;
 use super::{Hosts, UUID};
 
@@ -23,6 +24,8 @@ use super::{Hosts, UUID};
 const PATIENCE: u32 = 6;
 /// How many of ten fence_virtd may be deaf.
 const STARTS: usize = 10;
+/// More messages of 1 MB than corosync keeps.
+const QUEUE: usize = 8;
 /// Where the second daemon of a host listens.
 const SECOND_PORT: u16 = 1230;
 /// The name of the group, and its name in releases before 2021.
@@ -238,6 +241,35 @@ fn wait_called_back(hosts: &Hosts, host: usize) -> Result<()> {
     // The exam takes a millisecond; nothing shows that the question is out.
     std::thread::sleep(Duration::from_millis(700));
     Ok(())
+}
+
+/// A ring stands still for a second, and corosync's queue is full (`CS_ERR_TRY_AGAIN`). fence_virtd
+/// says at once that its own machine cannot be fenced, and does not try.
+#[test]
+fn stock_gives_up_when_corosync_takes_no_message_for_a_moment() -> Result<()> {
+    let mut hosts = Hosts::of_stock(2)?;
+    let machine = hosts.sites[0].machine(&ear(0))?;
+    let speaker = Speaker::start(&hosts.ring.hosts[0])?;
+    speaker.says(0, "members ")?;
+    for _ in 0..STARTS {
+        hosts.ring.signal(1, Signal::SIGSTOP)?;
+        for _ in 0..QUEUE {
+            speaker.order("big 1000000")?;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+        let answer = hosts.run(0, "off", &ear(0))?;
+        hosts.ring.signal(1, Signal::SIGCONT)?;
+        hosts.ring.wait_members(&[0, 1])?;
+        eprintln!("off while corosync takes nothing: {answer:?}");
+        // A ring that has formed anew meanwhile has taken the question.
+        if machine.is_dead()? {
+            bail!("the ring has not stood still for long enough");
+        }
+        if answer.code == Some(1) && answer.elapsed < Duration::from_secs(1) {
+            return Ok(());
+        }
+    }
+    bail!("fence_virtd has not given up at once")
 }
 
 #[test]
