@@ -2,9 +2,9 @@
 //!
 //! Every guest runs on one host. It asks the daemon of that host, which knows it by its domain, or
 //! another one, which knows its Ethernet address. It may be dead before its request is looked at,
-//! and its host tell so. Messages and work go on in any order. A look or an act may fail, also after
-//! it has killed, and a kill may take longer than a client waits. A second host may ask on behalf of
-//! a client.
+//! and its host tell so. Messages and work go on in any order. A look or an act may fail, also
+//! after it has killed, and a kill may take longer than a client waits. A second host may ask on
+//! behalf of a client.
 
 use std::collections::BTreeSet;
 use std::time::Duration;

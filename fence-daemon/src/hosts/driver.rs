@@ -401,9 +401,7 @@ impl HostsDriver {
             let (target, detail) = (order.target(), &verdict.detail);
             match &end {
                 ActEnd::ProvenOff | ActEnd::Done => info!(op = op.name(), domain = %target, "for the hosts: {detail}"),
-                ActEnd::Gone => {
-                    info!(op = op.name(), domain = %target, "for the hosts, and nothing was there to be killed: {detail}");
-                }
+                ActEnd::Gone => info!(op = op.name(), domain = %target, "for the hosts, nothing to kill: {detail}"),
                 ActEnd::Failed(_) | ActEnd::Unproven(_) => {
                     warn!(op = op.name(), domain = %target, "for the hosts, and failed: {detail}");
                 }

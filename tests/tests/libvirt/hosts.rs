@@ -27,8 +27,8 @@
 //! | anybody in the group is believed | `rows`: a stranger in the group | read, not shown |
 //! | a slow client | `rows`: `a_silent_client_*` | read, not shown |
 //!
-//! "Not shown" has reasons. An early reply is a race of two of fence_virtd's threads. The other rows
-//! are what its source says of trust and cost, and give no wrong answer.
+//! "Not shown" has reasons. An early reply is a race of two of fence_virtd's threads. The other
+//! rows are what its source says of trust and cost, and give no wrong answer.
 
 mod arrivals;
 mod deaths;

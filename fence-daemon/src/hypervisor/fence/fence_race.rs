@@ -182,8 +182,8 @@ impl FenceRaces {
         })
     }
 
-    /// The domain of a recent fence that this requester runs in, or ran: the one that the hypervisor
-    /// vouches for, or the only one with one of its Ethernet addresses.
+    /// The domain of a recent fence that this requester runs in, or ran: the one that the
+    /// hypervisor vouches for, or the only one with one of its Ethernet addresses.
     pub(crate) fn victim_of(&self, requester: Requester, macs: &[Mac]) -> Option<Fenced> {
         let (fences, now) = (self.fences(), Moment::now());
         let is_it = |fence: &&Fence| match requester.domain {
@@ -249,8 +249,8 @@ pub(crate) struct Fencing {
 }
 
 impl Fencing {
-    /// The domains were dead at this moment, or may have been. Their requests from before it are not
-    /// carried out; later ones are another life's.
+    /// The domains were dead at this moment, or may have been. Their requests from before it are
+    /// not carried out; later ones are another life's.
     pub(crate) fn killed(mut self, at: Moment) {
         self.over = Some(at);
     }

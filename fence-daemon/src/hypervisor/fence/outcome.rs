@@ -151,8 +151,8 @@ impl fmt::Display for Detail {
 }
 
 impl Outcome {
-    /// Whether the domain's guest ran on this host and is dead now: it was killed or reset, was seen
-    /// to die, or waits for the restart that follows its kill.
+    /// Whether the domain's guest ran on this host and is dead now: it was killed or reset, was
+    /// seen to die, or waits for the restart that follows its kill.
     #[must_use]
     pub fn has_died(&self) -> bool {
         let dead = matches!(

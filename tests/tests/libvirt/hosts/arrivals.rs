@@ -9,8 +9,8 @@ use super::{Hosts, UUID};
 use crate::migration::filling;
 use crate::site::SOON;
 
-/// libvirt's record of the arriving copy cannot be read. Its host asks libvirt, waits for the end of
-/// the migration, and calls no copy its machine. The host that it leaves kills the machine.
+/// libvirt's record of the arriving copy cannot be read. Its host asks libvirt, waits for the end
+/// of the migration, and calls no copy its machine. The host that it leaves kills the machine.
 #[test]
 fn a_copy_without_a_record_is_no_machine_of_the_host_that_it_comes_to() -> Result<()> {
     let hosts = Hosts::new(2)?;
