@@ -191,6 +191,43 @@ fn a_container_that_cannot_die_is_no_success() -> Result<()> {
     site.expect("off", "stuck", 0)
 }
 
+/// Moves a process to the control groups of the lab's own processes.
+fn leave_group(site: &Site, process: &str) -> Result<()> {
+    let root = Path::new("/sys/fs/cgroup");
+    let hierarchies = std::fs::read_dir(root)?.flatten().map(|entry| entry.path()).chain([root.to_owned()]);
+    let groups = hierarchies.map(|hierarchy| hierarchy.join(site.hypervisor.name()).join("init/cgroup.procs"));
+    let groups: Vec<_> = groups.filter(|group| group.exists()).collect();
+    ensure!(!groups.is_empty(), "the lab has no control group");
+    groups.iter().try_for_each(|group| Ok(std::fs::write(group, process)?))
+}
+
+/// libvirt calls a container off whose control group is empty. Here its first process waits for a
+/// child that is in another group. The kernel has taken its group and memory, so that nothing but
+/// its pidfd tells that it lives.
+#[test]
+fn a_container_whose_control_group_is_empty_is_no_success_while_it_lives() -> Result<()> {
+    let site = Site::new(&[container::URI], &[("kill", "libvirt")])?;
+    let disk = Disk::serve(&site.hypervisor, "data", vec![0; 4096])?;
+    let path = disk.path();
+    let directory = path.rsplit_once('/').context("the path has no directory")?.0;
+    container::start_with(&site.libvirtd, "stuck", WRITER, Some(directory))?;
+    disk.wait_written()?;
+    site.wait_status("stuck", 0)?;
+    let container = Witness::of_container(&site.hypervisor, "stuck")?;
+    disk.hold()?;
+    let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", container.pid))?;
+    let child = children.split_whitespace().next().context("it has no child")?;
+    leave_group(&site, child)?;
+    let reply = site.observer.ask(&KEY, Op::Off, "stuck")?;
+    ensure!(reply == 1, "a definite failure, not {reply}: {}", site.server.log());
+    ensure!(!container.is_dead()?, "the test does not keep the container alive");
+    ensure!(site.observer.fence("status", "stuck")?.code != Some(2), "the container lives, and status calls it off");
+    ensure!(site.observer.ask(&KEY, Op::Off, "stuck")? == 1, "the second time: {}", site.server.log());
+    disk.release();
+    ensure!(container.dies_within(SOON)?, "the kill had no effect");
+    site.expect("off", "stuck", 0)
+}
+
 /// libvirt learns of a container's end from its controller's connection. Under load libvirt can
 /// miss it, and calls the container running for ever. The test holds the connection open too, so
 /// libvirt misses it here.
