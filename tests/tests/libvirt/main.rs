@@ -75,6 +75,8 @@ mod site;
 #[cfg(test)]
 mod slow_deaths;
 #[cfg(test)]
+mod slow_starts;
+#[cfg(test)]
 mod snapshots;
 #[cfg(test)]
 mod stops;

@@ -14,6 +14,7 @@ mod on;
 mod orders;
 mod orphans;
 mod outcome;
+mod overtaken;
 mod pause;
 mod proof;
 mod record;

@@ -87,7 +87,9 @@ impl Orders {
         deadline: &Deadline,
     ) -> Result<Outcome, Dying> {
         let purpose = Purpose::Kill { direct: self.options.now().kill == Kill::Direct };
+        let waiting = self.restarts.wait(target);
         let (held, all) = self.meant(target, deadline, purpose, foresight).await;
+        drop(waiting);
         let all = match all {
             Ok(all) => all,
             Err(detail) => return Ok(Outcome::failure(detail)),

@@ -3,14 +3,16 @@
 use std::sync::Arc;
 
 use fence_common::wire::Reply;
+use tokio::time::Instant;
 
 use super::{Detail, Meant, Orders, Outcome, Plan, Source, Started};
 use crate::hypervisor::deadline::Deadline;
 use crate::hypervisor::libvirt::Power;
 
 impl Orders {
-    /// Starts the domain that is meant, with its locks held.
-    pub(super) async fn start(&self, mut all: Vec<Meant>, deadline: &Deadline) -> Outcome {
+    /// Starts the domain that is meant, with its locks held. `requested`: when the order was
+    /// requested.
+    pub(super) async fn start(&self, mut all: Vec<Meant>, requested: Instant, deadline: &Deadline) -> Outcome {
         // Where it runs nothing is to be done. Where it moved away from is the last place to start
         // it.
         all.sort_by_key(|meant| {
@@ -40,7 +42,7 @@ impl Orders {
                 held: false,
             })
         });
-        let outcome = match self.restarter.start(&plan, false, deadline).await {
+        let outcome = match self.restarter.start(&plan, requested, false, deadline).await {
             Ok(Started::Already(state)) => Outcome::found(Reply::Success, Detail::AlreadyActive(state)),
             Ok(Started::Now(state)) => Outcome::found(Reply::Success, Detail::Started(state)),
             Ok(Started::NotActive | Started::NotYet) => Outcome::failure(Detail::NotActive),

@@ -69,10 +69,11 @@ impl Orders {
 
     /// `on`.
     async fn on(&self, target: &Target, deadline: &Deadline) -> Outcome {
-        self.restarts.permit(target, Instant::now());
+        let requested = Instant::now();
+        self.restarts.permit(target, requested);
         let (held, meant) = self.meant(target, deadline, Purpose::Start, None).await;
         let outcome = match meant {
-            Ok(meant) => self.start(meant, deadline).await,
+            Ok(meant) => self.start(meant, requested, deadline).await,
             Err(detail) => Outcome::failure(detail),
         };
         drop(held);

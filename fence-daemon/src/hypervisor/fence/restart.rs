@@ -84,13 +84,13 @@ impl Restarter {
         if plan.held {
             tokio::spawn(async move { restarter.hold(plan).await });
         } else {
-            tokio::spawn(async move { restarter.carry_out(plan, not_before).await });
+            tokio::spawn(async move { restarter.carry_out(plan, requested, not_before).await });
         }
     }
 
     /// Tries, from `not_before` on, until the domain runs, the restart is superseded, or it is
-    /// certain that the domain cannot run again.
-    async fn carry_out(&self, plan: Arc<Plan>, not_before: Moment) {
+    /// certain that the domain cannot run again. `requested`: when its reboot was requested.
+    async fn carry_out(&self, plan: Arc<Plan>, requested: Instant, not_before: Moment) {
         let begun = Instant::now();
         let left = not_before.since(Moment::now());
         if !left.is_zero() {
@@ -107,7 +107,11 @@ impl Restarter {
                 tracing::info!(domain = %plan.domain, "restart superseded by a later request");
                 return;
             }
-            let reason = match self.attempt(&plan, begun, &mut gone).await {
+            if self.restarts.is_forbidden(&plan.domain, requested) {
+                tracing::warn!(domain = %plan.domain, "killed for a reboot, and not started again: an off was requested meanwhile");
+                return self.restarts.cancel(plan.index, plan.domain.uuid);
+            }
+            let reason = match self.attempt(&plan, requested, begun, &mut gone).await {
                 Attempt::Over => return self.restarts.cancel(plan.index, plan.domain.uuid),
                 Attempt::NotYet(reason) => reason,
             };
@@ -141,7 +145,7 @@ impl Restarter {
 
     /// One attempt, with the domain's lock held. `gone` counts how often in a row libvirt had no
     /// definition.
-    async fn attempt(&self, plan: &Arc<Plan>, begun: Instant, gone: &mut u32) -> Attempt {
+    async fn attempt(&self, plan: &Arc<Plan>, requested: Instant, begun: Instant, gone: &mut u32) -> Attempt {
         let domain = &plan.domain;
         // A moment after our own kill nobody else had the time to start it elsewhere.
         if plan.inherited || begun.elapsed() >= FRESH {
@@ -158,7 +162,7 @@ impl Restarter {
         // Only the start of the call is bounded. Once begun it may still take effect, and the lock
         // must not be free until then.
         let deadline = Deadline::at(Instant::now() + self.known.look_up);
-        let started = self.start(plan, true, &deadline).await;
+        let started = self.start(plan, requested, true, &deadline).await;
         *gone = if matches!(started, Ok(Started::Gone)) { gone.saturating_add(1) } else { 0 };
         Attempt::NotYet(match started {
             Ok(Started::Now(state)) => {
@@ -190,11 +194,13 @@ impl Restarter {
         })
     }
 
-    /// Starts the domain of a plan once, with its lock held. `is_owed`: a reboot has killed it, and
-    /// nobody has asked for more.
+    /// Starts the domain of a plan once, with its lock held. An order that came after `requested`
+    /// and wants the domain off cuts the start short. `is_owed`: a reboot has killed it, and nobody
+    /// has asked for more.
     pub(super) async fn start(
         &self,
         plan: &Arc<Plan>,
+        requested: Instant,
         is_owed: bool,
         deadline: &Deadline,
     ) -> Result<Started, CallError> {
@@ -213,11 +219,12 @@ impl Restarter {
             let by = deadline.by().min(Instant::now() + FORGET_WITHIN);
             uri.table.forgotten(uuid, dead, by).await;
         }
-        let (plan, step, host) = (Arc::clone(plan), deadline.clone(), self.known.host.clone());
+        let (domain, step, host) = (plan.domain.clone(), deadline.clone(), self.known.host.clone());
+        let plan = Arc::clone(plan);
         let (table, runtime) = (Arc::clone(&uri.table), Handle::current());
         // Not only of its own URI: another one may have lost it, and it may run here.
         let whoms = self.known.whoms(plan.index, uuid, &plan.domain.name);
-        uri.call(Lane::Start, deadline.by(), move |connect| {
+        let call = uri.call(Lane::Start, deadline.by(), move |connect| {
             let nothing_lives = || {
                 whoms
                     .iter()
@@ -234,8 +241,8 @@ impl Restarter {
                 owed.end(Domain::find(connect, uuid).ok().flatten().and_then(|domain| domain.id()));
             }
             Ok(started)
-        })
-        .await
+        });
+        self.unless_overtaken(uri, &domain, (requested, is_owed), deadline, call).await
     }
 
     /// Whether the instance of a plan still lives: by its own process if that is known, else by

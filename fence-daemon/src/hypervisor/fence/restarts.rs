@@ -82,6 +82,25 @@ pub(crate) struct Restarts {
     /// Domains that an off was requested for while another order was carried out, which may be a
     /// reboot that cannot kill. Since when: a reboot that is requested later is a newer wish.
     unwanted: Mutex<HashMap<Target, Instant>>,
+    /// How many orders wait for a domain's lock to power it off. A start that holds the lock is to
+    /// make way.
+    waiting: Mutex<HashMap<Target, usize>>,
+}
+
+/// An order that waits for a domain's lock to power it off.
+pub(super) struct Overtaking<'a> {
+    restarts: &'a Restarts,
+    target: &'a Target,
+}
+
+impl Drop for Overtaking<'_> {
+    fn drop(&mut self) {
+        let mut waiting = lock(&self.restarts.waiting);
+        match waiting.get_mut(self.target) {
+            Some(count) if *count > 1 => *count -= 1,
+            Some(_) | None => drop(waiting.remove(self.target)),
+        }
+    }
 }
 
 impl Restarts {
@@ -154,6 +173,22 @@ impl Restarts {
         if unwanted.get(target).is_some_and(|since| *since <= by) {
             unwanted.remove(target);
         }
+    }
+
+    /// An order waits for its turn to power the domain off, as long as the result is kept.
+    pub(super) fn wait<'a>(&'a self, target: &'a Target) -> Overtaking<'a> {
+        *lock(&self.waiting).entry(target.clone()).or_default() += 1;
+        self.news.send_modify(|_| ());
+        Overtaking { restarts: self, target }
+    }
+
+    /// Whether a start of the domain is to make way: an order that is newer than `requested` wants
+    /// the domain off.
+    pub(super) fn is_overtaken(&self, domain: &Identity, requested: Instant) -> bool {
+        let waits = |target| lock(&self.waiting).contains_key(&target);
+        waits(Target::Uuid(domain.uuid))
+            || waits(Target::Name(domain.name.clone()))
+            || self.is_forbidden(domain, requested)
     }
 
     /// Whether a request has wanted the domain off since a reboot of it was requested.

@@ -249,6 +249,21 @@ impl Host {
         }
     }
 
+    /// Kills the processes of a domain that live now. Nothing is proven by that: a look that fails,
+    /// or a doubt, leaves them alone.
+    pub(crate) async fn kill_living(&self, whom: &Whom) {
+        let Remains::Living(found) = self.remains_now(whom).await else { return };
+        for process in found {
+            let (name, shown) = (whom.name.escape_debug(), process.describe());
+            match process.kill() {
+                Ok(()) => tracing::warn!(domain = %name, uuid = %whom.uuid, process = shown, "killed"),
+                Err(error) => {
+                    tracing::error!(domain = %name, uuid = %whom.uuid, process = shown, %error, "it cannot be killed");
+                }
+            }
+        }
+    }
+
     /// Kills what is left of a domain, and waits until all of it is over: its processes, its
     /// helpers, its writes. `victim` has been killed before. If nothing was, a `look` that has
     /// found no process of the domain spares another one.
