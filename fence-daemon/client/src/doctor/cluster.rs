@@ -11,6 +11,7 @@ use fence_config::{Config, Listener, key};
 use fence_control::report::{Cluster, ClusterHost, Report};
 
 use super::finding::Finding;
+use super::host::SET_CLOCK;
 use super::key::fingerprint;
 use super::program::{self, Silence};
 use crate::probe::{NoRing, Probe, Ring, RingNode};
@@ -240,7 +241,7 @@ fn clocks(cluster: &Cluster) -> Vec<Finding> {
         );
         let remedy =
             "a fencing of a host is recognised by the time of day: have both kept by chrony or systemd-timesyncd";
-        Finding::warning(CHECK, seen, remedy).command("chronyc makestep || timedatectl set-ntp true")
+        Finding::warning(CHECK, seen, remedy).command(SET_CLOCK)
     };
     cluster.hosts.iter().filter(differs).map(told).collect()
 }

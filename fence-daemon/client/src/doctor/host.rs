@@ -40,6 +40,12 @@ pub enum Sync {
     Untold,
 }
 
+/// Has the clock kept, where a service for that is installed or can be.
+const KEEP_CLOCK: &str = "timedatectl set-ntp true || apt-get install systemd-timesyncd || dnf install chrony";
+/// Sets the clock at once, and has it kept.
+pub(super) const SET_CLOCK: &str =
+    "chronyc makestep || timedatectl set-ntp true || apt-get install systemd-timesyncd || dnf install chrony";
+
 /// Checks the clock.
 #[must_use]
 pub fn clock() -> Finding {
@@ -66,8 +72,7 @@ fn judge_clock(now: Duration, sync: Sync) -> Finding {
     if !YEARS.contains(&year) {
         let remedy = "no log of this host can be compared with another's, and certificates of libvirt connections are not valid: set it, and \
                       have it kept by chrony or systemd-timesyncd";
-        return Finding::wrong("clock", format!("this host's year is {year}"), remedy)
-            .command("chronyc makestep || timedatectl set-ntp true");
+        return Finding::wrong("clock", format!("this host's year is {year}"), remedy).command(SET_CLOCK);
     }
     match sync {
         Sync::Kept => Finding::ok("clock", "the kernel says that it is synchronised"),
@@ -77,7 +82,7 @@ fn judge_clock(now: Duration, sync: Sync) -> Finding {
             "fencing works without (nothing of it depends on the time of day), but nobody can tell afterwards from the nodes' logs what came \
              first: run chrony or systemd-timesyncd here and in the guests",
         )
-        .command("timedatectl set-ntp true"),
+        .command(KEEP_CLOCK),
         Sync::Untold => Finding::unknown("clock", "the kernel does not say whether it is synchronised", "see `timedatectl` or `chronyc tracking`"),
     }
 }

@@ -239,7 +239,11 @@ fn a_clock_that_is_off_is_reported() -> Result<()> {
     let now = "1795379647";
     ensure!(asked(now, false)?["state"] == "ok");
     let unkept = asked(now, true)?;
-    ensure!(unkept["state"] == "warning" && unkept["commands"][0] == "timedatectl set-ntp true", "{unkept:#}");
+    // The first part fails where no service keeps the clock.
+    let keeps = unkept["commands"][0].as_str().is_some_and(|command| {
+        command.starts_with("timedatectl set-ntp true || ") && command.contains("install systemd-timesyncd")
+    });
+    ensure!(unkept["state"] == "warning" && keeps, "{unkept:#}");
     let old = asked("100", false)?;
     ensure!(old["state"] == "wrong", "{old:#}");
     says(&old, &["year is 1970", "no log of this host can be compared"])
