@@ -289,7 +289,8 @@ fn is_there(interface: &Interface) -> bool {
 fn spoilt(program: &KernelProgram, interface: &Interface, look_for_sharers: bool) -> Option<Refusal> {
     if !program.is_attached_to(interface.index) {
         let reason = "the kernel program was taken off the interface by somebody else".to_owned();
-        return Some(Refusal { reason, ends: Ends::Silently });
+        // It may have gone with an interface that has just vanished (`virsh net-destroy`).
+        return is_there(interface).then_some(Refusal { reason, ends: Ends::Silently });
     }
     // If the kernel does not tell, the attachment stays.
     let sharer: Option<Sharer> = if look_for_sharers { KernelProgram::sharer(interface).ok().flatten() } else { None };

@@ -141,6 +141,27 @@ fn a_bridge_that_is_recreated_is_listened_on_again() -> Result<()> {
     Ok(())
 }
 
+/// `virsh net-destroy` takes the bridge down and deletes it, and with it the attachment. The daemon
+/// may look at any moment of that.
+#[test]
+fn nobody_is_blamed_for_a_network_that_is_destroyed() -> Result<()> {
+    const ROUNDS: usize = 12;
+    let bench = Bench::new()?;
+    let server = bench.serve(&bench.config("auto"))?;
+    let destroy =
+        bench.hypervisor.write("destroy", format!("link set {BRIDGE} down\nlink del {BRIDGE}\n").as_bytes())?;
+    for _ in 0..ROUNDS {
+        let position = server.log_position();
+        poll_until("the program", NOTICE, || Ok(program_on(&bench.hypervisor, BRIDGE)?.map(drop)))?;
+        bench.hypervisor.ip(&["-batch", &destroy])?;
+        wait_line(&server, position, &["ERROR", BRIDGE, "gone"])?;
+        bench.hypervisor.make_bridge(None)?;
+        wait_line(&server, position, &["INFO", BRIDGE, "requests are heard"])?;
+    }
+    ensure!(!server.log().contains("somebody else"), "{}", server.log());
+    Ok(())
+}
+
 /// An interface with the same number may be another one, and it may exist again when the daemon
 /// looks.
 #[test]
