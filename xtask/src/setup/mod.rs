@@ -47,8 +47,13 @@ pub(crate) enum Profile {
 const RUST_WEB: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
 /// The package of that toolchain's clippy.
 const CLIPPY_WEB: &str = "rust-web-clippy";
-/// Packages that conflict with [`RUST_WEB`].
-const RUST_WEB_CONFLICTS: [&str; 3] = ["rustc", "cargo", "rustup"];
+/// The same of [`RUST`].
+const CLIPPY: &str = "rust-clippy";
+/// Debian's first toolchain, where it is new enough, with the library's source.
+const RUST: [&str; 3] = ["rustc", "cargo", "rust-src"];
+/// Each toolchain, and the packages that it cannot be beside.
+const TOOLCHAINS: [([&str; 3], &[&str]); 2] =
+    [(RUST, &["rustup", "rustc-web"]), (RUST_WEB, &["rustc", "cargo", "rustup"])];
 
 /// A script that runs as root with the packages as arguments. No service starts: a policy-rc.d (the
 /// system's own hook) refuses while packages are installed, unless the system has one. A second
@@ -123,7 +128,7 @@ pub(crate) fn ensure(workspace: &Workspace, profile: Profile) -> anyhow::Result<
     let mut still = Missing::look(workspace, profile);
     if std::mem::take(&mut still.clippy) {
         say(format!(
-            "{os} has no package {CLIPPY_WEB}: lint will compile the BPF program with warnings denied instead"
+            "{os} has no clippy for its toolchain: lint will compile the BPF program with warnings denied instead"
         ));
     }
     if !still.is_empty() {
@@ -205,9 +210,11 @@ impl Missing {
                 None => unknown.push(format!("no package {}", one.apt.join(" or "))),
             }
         }
-        let rustup = self.rust && !rust_web_fits(&packages::candidates(&RUST_WEB));
-        if self.rust && !rustup {
-            names.extend(RUST_WEB.map(str::to_owned));
+        let debians =
+            debians_toolchain(|name| known(&name), |names| packages::installed(names.iter().copied()).is_empty());
+        let rustup = self.rust && debians.is_none();
+        if self.rust {
+            names.extend(debians.into_iter().flatten().map(str::to_owned));
         }
         if rustup && tool("rustup").is_none() {
             unknown.push(format!(
@@ -217,7 +224,9 @@ impl Missing {
         }
         if self.clippy && !rustup {
             // Without clippy, lint compiles the program with warnings denied, and says so.
-            names.extend(known(&CLIPPY_WEB).map(|_| CLIPPY_WEB.to_owned()));
+            let second = debians == Some(RUST_WEB) || !packages::installed([RUST_WEB[0]]).is_empty();
+            let clippy = if second { CLIPPY_WEB } else { CLIPPY };
+            names.extend(known(&clippy).map(|_| clippy.to_owned()));
         }
         let mut llvm = llvm_there;
         if self.linker && llvm.is_none() {
@@ -299,6 +308,10 @@ impl Missing {
                 lines.push(format!("your system's packages for what Debian calls: {}", packages(names)));
             }
         }
+        if self.rust && os.family == Family::Debian {
+            let (packages, rust) = (RUST.join(" "), Version::minimum_rust());
+            lines.push(format!("or, in place of {}, where they are {rust} or newer: {packages}", RUST_WEB.join(" ")));
+        }
         if self.wheels {
             lines.push("python3-pip, and a way to PyPI (xtask/src/setup/wheels.txt)".to_owned());
         }
@@ -318,13 +331,20 @@ impl Missing {
     }
 }
 
-/// Whether Debian's second toolchain is available (by the versions that apt would install) and
-/// conflicts with no installed package.
-fn rust_web_fits(candidates: &[Option<String>]) -> bool {
-    let new_enough = |version: &Option<String>| {
-        version.as_deref().and_then(Version::parse).is_some_and(|version| version >= Version::minimum_rust())
+/// The packages of Debian's toolchain that is new enough (by the versions that apt would install)
+/// and conflicts with no installed package.
+fn debians_toolchain(
+    candidate: impl Fn(&'static str) -> Option<String>,
+    none_installed: impl Fn(&'static [&'static str]) -> bool,
+) -> Option<[&'static str; 3]> {
+    let is_new = |name: &&'static str| {
+        candidate(name).as_deref().and_then(Version::parse).is_some_and(|version| version >= Version::minimum_rust())
     };
-    !candidates.is_empty() && candidates.iter().all(new_enough) && packages::installed(RUST_WEB_CONFLICTS).is_empty()
+    // rust-src and rust-web-src are of the compiler's own version.
+    let fits = |(names, conflicts): &([&'static str; 3], &'static [&'static str])| {
+        names.iter().all(is_new) && none_installed(conflicts)
+    };
+    TOOLCHAINS.into_iter().find(fits).map(|(names, _)| names)
 }
 
 #[cfg(test)]
@@ -368,10 +388,23 @@ mod tests {
     }
 
     #[test]
-    fn an_old_second_toolchain_is_none() {
-        let versions = |version: &str| [Some(version.to_owned()), Some(version.to_owned()), None];
-        assert!(!rust_web_fits(&versions("1.85.0+dfsg3-1~deb12u3")[..2]));
-        assert!(!rust_web_fits(&versions("1.96.0+dfsg1-1~deb12u2")));
-        assert!(!rust_web_fits(&[]));
+    fn the_first_toolchain_that_is_new_enough_is_taken() {
+        let chosen = |versions: &[(&str, &str)], installed: &[&str]| {
+            let candidate = |name: &str| {
+                versions.iter().find(|(known, _)| *known == name).map(|(_, version)| (*version).to_owned())
+            };
+            debians_toolchain(candidate, |names| !names.iter().any(|name| installed.contains(name)))
+        };
+        let first = |version| RUST.map(|name| (name, version));
+        let second = |version| RUST_WEB.map(|name| (name, version));
+        let both = [first("1.63.0+dfsg1-2"), second("1.96.0+dfsg1-1~deb12u2")].concat();
+        assert_eq!(chosen(&both, &[]), Some(RUST_WEB), "Debian 12");
+        assert_eq!(chosen(&both, &["rustc"]), None, "they cannot be beside each other");
+        // Where the compiler is installed, only the source may be missing.
+        assert_eq!(chosen(&first("1.96.1+dfsg1-1"), &["rustc", "cargo"]), Some(RUST), "sid");
+        assert_eq!(chosen(&first("1.96.1+dfsg1-1"), &["rustup"]), None);
+        assert_eq!(chosen(&first("1.96.1+dfsg1-1")[..2], &[]), None, "no source");
+        assert_eq!(chosen(&second("1.85.0+dfsg3-1~deb12u3"), &[]), None, "too old");
+        assert_eq!(chosen(&[], &[]), None);
     }
 }
