@@ -49,7 +49,29 @@ pub(crate) enum Suite {
     Cluster,
     /// The packages: installed, upgraded, removed, in Debian's releases under systemd
     Packages,
+    /// netns, conformance and libvirt again, with Debian 13's libvirt, QEMU and fence-virt
+    Trixie,
 }
+
+/// The sets that run in Debian 13, and the tests of each that tell most. A run of all sets takes
+/// these alone: together they need about a minute. `cargo xtask test trixie` runs the whole sets.
+const IN_TRIXIE: [(Suite, &[&str]); 3] = [
+    (Suite::Netns, &["operations::", "startup::"]),
+    (Suite::Conformance, &["matrix"]),
+    (
+        Suite::Libvirt,
+        &[
+            "a_qemu_guest_fences_another",
+            "a_container_is_fenced",
+            "helpers::",
+            "reboot::a_rebooted_domain_dies_first_and_comes_back",
+        ],
+    ),
+];
+/// Runs a program in a root directory with a release of Debian.
+const INSIDE: &str = "fence-debian";
+/// The release.
+const RELEASE: &str = "trixie";
 
 impl Suite {
     /// The arguments of `cargo test`.
@@ -93,6 +115,7 @@ impl Suite {
             Self::Kernels => &["--test", "kernels"],
             Self::Cluster => &["--test", "cluster"],
             Self::Packages => &["--test", "packages"],
+            Self::Trixie => &[],
         }
     }
 
@@ -106,7 +129,7 @@ impl Suite {
         match self {
             Self::Netns => Some(3 * processors),
             Self::Libvirt | Self::Cluster => Some(2 * processors),
-            Self::Unit | Self::ProgRun | Self::Conformance | Self::Kernels | Self::Packages => None,
+            Self::Unit | Self::ProgRun | Self::Conformance | Self::Kernels | Self::Packages | Self::Trixie => None,
         }
     }
 
@@ -120,9 +143,13 @@ impl Suite {
         match self {
             Self::Unit => Profile::Build,
             Self::ProgRun => Profile::Lab,
-            Self::Netns | Self::Conformance | Self::Libvirt | Self::Kernels | Self::Cluster | Self::Packages => {
-                Profile::Test
-            }
+            Self::Netns
+            | Self::Conformance
+            | Self::Libvirt
+            | Self::Kernels
+            | Self::Cluster
+            | Self::Packages
+            | Self::Trixie => Profile::Test,
         }
     }
 }
@@ -136,6 +163,15 @@ struct Tally {
 }
 
 impl Tally {
+    /// These and the others.
+    fn and(self, other: Self) -> Self {
+        Self {
+            passed: self.passed + other.passed,
+            failed: self.failed + other.failed,
+            ignored: self.ignored + other.ignored,
+        }
+    }
+
     /// Adds a line if it is the last one of a test program:
     /// `test result: ok. 12 passed; 0 failed; 1 ignored; ...`.
     fn read(&mut self, line: &str) {
@@ -190,8 +226,11 @@ pub(crate) fn run(workspace: &Workspace, wanted: &[Suite], filter: &[String]) ->
     if suites.contains(&Suite::Cluster) {
         cargo.args(["--bin", "fence-cluster"]);
     }
+    if suites.contains(&Suite::Trixie) {
+        cargo.args(["--bin", INSIDE]);
+    }
     progress::shown("building the daemon", cargo)?;
-    if suites.iter().any(|suite| matches!(suite, Suite::Libvirt | Suite::Cluster)) {
+    if suites.iter().any(|suite| matches!(suite, Suite::Libvirt | Suite::Cluster | Suite::Trixie)) {
         let mut cargo = workspace.cargo(&object);
         cargo.args(["build", "--features", "fence-daemon/fault-points", "--bin", FAULTS, "--bin", GROUP]);
         progress::shown("building the daemon with fault points", cargo)?;
@@ -200,6 +239,7 @@ pub(crate) fn run(workspace: &Workspace, wanted: &[Suite], filter: &[String]) ->
     // One set alone downloads what it needs itself.
     let fetched = suites.len() > 1 && suites.iter().any(|suite| suite.needs_fetched());
     let mut download = fetched.then(|| fetch::start(workspace));
+    let runner = Runner { workspace, object: &object, privilege };
     let mut outcomes = Vec::new();
     for suite in suites {
         if suite.needs_fetched()
@@ -208,72 +248,110 @@ pub(crate) fn run(workspace: &Workspace, wanted: &[Suite], filter: &[String]) ->
         {
             say(format!("{error:#}: the tests that need these files will fail"));
         }
-        outcomes.push(run_one(workspace, suite, &object, privilege, filter)?);
+        let started = Instant::now();
+        say(format!("testing: {}", name_of(&suite)));
+        let (tally, passed) = if suite == Suite::Trixie {
+            runner.run_inside(wanted.is_empty(), filter)?
+        } else {
+            runner.run_one(suite, None, filter)?
+        };
+        outcomes.push(Outcome { suite, tally, passed, took: started.elapsed() });
     }
     let failed = outcomes.iter().any(|outcome| !outcome.passed);
     io::stdout().write_all(table(&outcomes).as_bytes()).context("cannot print the results")?;
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-fn run_one(
-    workspace: &Workspace,
-    suite: Suite,
-    object: &Path,
+/// Runs test programs.
+struct Runner<'a> {
+    workspace: &'a Workspace,
+    object: &'a Path,
     privilege: Privilege,
-    filter: &[String],
-) -> anyhow::Result<Outcome> {
-    let started = Instant::now();
-    say(format!("testing: {}", name_of(&suite)));
-    let mut tally = Tally::default();
-    let mut cargo = workspace.cargo(object);
-    cargo.args(["test", "--no-fail-fast"]).args(suite.selection());
-    if !filter.is_empty() {
-        cargo.arg("--").args(filter);
+}
+
+impl Runner<'_> {
+    /// Runs the sets of [`IN_TRIXIE`] there, or only the tests of it that tell most.
+    fn run_inside(&self, only_sample: bool, filter: &[String]) -> anyhow::Result<(Tally, bool)> {
+        let (mut sum, mut passed) = (Tally::default(), true);
+        for (suite, sample) in IN_TRIXIE {
+            say(format!("{RELEASE}: {}{}", name_of(&suite), if only_sample { ", a sample" } else { "" }));
+            let sample: Vec<_> = sample.iter().map(|&test| test.to_owned()).collect();
+            let is_sample = only_sample && filter.is_empty();
+            let (tally, success) = self.run_one(suite, Some(RELEASE), if is_sample { &sample } else { filter })?;
+            sum = sum.and(tally);
+            // A sample whose names match nothing any more proves nothing.
+            passed &= success && (!is_sample || tally.passed > 0);
+        }
+        Ok((sum, passed))
     }
-    cargo.env("FENCE_DAEMON_BIN", workspace.binary("fence-daemon", false));
-    cargo.env("FENCE_DAEMON_FAULTS_BIN", workspace.binary(FAULTS, false));
-    let processors = thread::available_parallelism().map_or(1, NonZero::get);
-    if let (Some(threads), None) = (suite.threads(processors), env::var_os(THREADS)) {
-        cargo.env(THREADS, threads.to_string());
+
+    /// Runs a set, on this system or in a release of Debian. Returns the results, and whether that
+    /// is a success.
+    fn run_one(&self, suite: Suite, release: Option<&str>, filter: &[String]) -> anyhow::Result<(Tally, bool)> {
+        let Self { workspace, object, privilege } = *self;
+        let mut tally = Tally::default();
+        let mut cargo = workspace.cargo(object);
+        cargo.args(["test", "--no-fail-fast"]).args(suite.selection());
+        if !filter.is_empty() {
+            cargo.arg("--").args(filter);
+        }
+        cargo.env("FENCE_DAEMON_BIN", workspace.binary("fence-daemon", false));
+        cargo.env("FENCE_DAEMON_FAULTS_BIN", workspace.binary(FAULTS, false));
+        let processors = thread::available_parallelism().map_or(1, NonZero::get);
+        if let (Some(threads), None) = (suite.threads(processors), env::var_os(THREADS)) {
+            cargo.env(THREADS, threads.to_string());
+        }
+        if suite == Suite::Packages {
+            cargo.env(dist::VARIABLE, dist::for_tests(workspace)?);
+        }
+        if suite == Suite::Kernels {
+            cargo.env(programs::VARIABLE, programs::of_guests(workspace, object)?);
+        }
+        let mut words = Vec::new();
+        if suite.needs_root() && privilege == Privilege::Sudo {
+            // cargo runs as the user, who owns the target directory; only the test programs get
+            // root.
+            words.push(SUDO.to_owned());
+        }
+        if let Some(release) = release {
+            words.push(format!("{} {release}", workspace.binary(INSIDE, false).display()));
+        }
+        if !words.is_empty() {
+            cargo.env(runner_variable()?, words.join(" "));
+        }
+        // A log keeps both outputs in order; on a terminal cargo draws its progress.
+        let errors = if io::stderr().is_terminal() { Errors::Inherited } else { Errors::Merged };
+        let status = progress::follow(cargo, errors, |line| {
+            tally.read(&String::from_utf8_lossy(line));
+            let mut stdout = io::stdout().lock();
+            // The reader of our output is gone: the tests go on, and their exit status still
+            // counts.
+            let _ = stdout.write_all(line).and_then(|()| stdout.write_all(b"\n")).and_then(|()| stdout.flush());
+        })?;
+        let success = status.success();
+        // A set without a test that ran proves nothing. But a filter may match nothing in one of
+        // several sets.
+        let ran = tally.passed + tally.failed > 0 || !filter.is_empty();
+        if !ran && success {
+            say(format!("{}: no test ran", name_of(&suite)));
+        }
+        Ok((tally, success && ran))
     }
-    if suite == Suite::Packages {
-        cargo.env(dist::VARIABLE, dist::for_tests(workspace)?);
-    }
-    if suite == Suite::Kernels {
-        cargo.env(programs::VARIABLE, programs::of_guests(workspace, object)?);
-    }
-    if suite.needs_root() && privilege == Privilege::Sudo {
-        // cargo runs as the user, who owns the target directory; only the test programs get
-        // root.
-        let (name, runner) = sudo_runner()?;
-        cargo.env(name, runner);
-    }
-    // A log keeps both outputs in order; on a terminal cargo draws its progress.
-    let errors = if io::stderr().is_terminal() { Errors::Inherited } else { Errors::Merged };
-    let status = progress::follow(cargo, errors, |line| {
-        tally.read(&String::from_utf8_lossy(line));
-        let mut stdout = io::stdout().lock();
-        // The reader of our output is gone: the tests go on, and their exit status still
-        // counts.
-        let _ = stdout.write_all(line).and_then(|()| stdout.write_all(b"\n")).and_then(|()| stdout.flush());
-    })?;
-    let success = status.success();
-    // A set without a test that ran proves nothing. But a filter may match nothing in one of
-    // several sets.
-    let ran = tally.passed + tally.failed > 0 || !filter.is_empty();
-    if !ran && success {
-        say(format!("{}: no test ran", name_of(&suite)));
-    }
-    Ok(Outcome { suite, tally, passed: success && ran, took: started.elapsed() })
+}
+
+/// Runs a test program as root, with the variables that it needs.
+const SUDO: &str = "sudo --preserve-env=FENCE_DAEMON_BIN,FENCE_DAEMON_FAULTS_BIN,FENCE_EBPF_OBJECT,FENCE_TEST_PROGRAMS,FENCE_PACKAGES,FENCE_WRITE_DOCS,FENCE_CASES,FENCE_SEED,CARGO_MANIFEST_DIR,\
+                    RUST_BACKTRACE,RUST_TEST_THREADS,CI --";
+
+/// The variable whose words cargo puts before a test program.
+fn runner_variable() -> anyhow::Result<String> {
+    let host = workspace::host()?;
+    Ok(format!("CARGO_TARGET_{}_RUNNER", host.to_uppercase().replace(['-', '.'], "_")))
 }
 
 /// Makes cargo run test programs through sudo, with the variables that they need.
 pub(crate) fn sudo_runner() -> anyhow::Result<(String, String)> {
-    let host = workspace::host()?;
-    let name = format!("CARGO_TARGET_{}_RUNNER", host.to_uppercase().replace(['-', '.'], "_"));
-    let kept = "FENCE_DAEMON_BIN,FENCE_DAEMON_FAULTS_BIN,FENCE_EBPF_OBJECT,FENCE_TEST_PROGRAMS,FENCE_PACKAGES,FENCE_WRITE_DOCS,FENCE_CASES,FENCE_SEED,CARGO_MANIFEST_DIR,\
-                RUST_BACKTRACE,RUST_TEST_THREADS,CI";
-    Ok((name, format!("sudo --preserve-env={kept} --")))
+    Ok((runner_variable()?, SUDO.to_owned()))
 }
 
 /// The results, one line per set.

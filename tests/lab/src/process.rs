@@ -46,6 +46,13 @@ impl Finished {
             code => bail!("exit code {code:?}, printed: {}{}", self.stdout, self.stderr),
         }
     }
+
+    /// All that it has printed. fence-virt prints its errors to standard output, and from 4.17 on
+    /// to standard error.
+    #[must_use]
+    pub fn said(&self) -> String {
+        format!("{}{}", self.stdout, self.stderr)
+    }
 }
 
 /// A running program, with what it has printed so far. Dropping it kills it and waits for it.

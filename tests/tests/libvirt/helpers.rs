@@ -217,9 +217,11 @@ fn a_disks_server_whose_storage_stalls_is_no_success() -> Result<()> {
 fn a_helper_that_cannot_die_is_no_success() -> Result<()> {
     let mut site = Site::new(&[qemu::URI], &[])?;
     let disk = Disk::serve(&site.hypervisor, "stuck", vec![0; 4096])?;
-    // virtiofsd itself, with a child that writes to hung storage.
+    // virtiofsd itself, with a child that writes to hung storage. libvirt (11.3) first asks for its
+    // capabilities, and waits until nobody has that output open.
     let script = format!(
-        "#!/bin/sh\nwhile :; do /bin/busybox dd if=/dev/zero of={} bs=512 count=1 conv=notrunc 2>/dev/null; sleep 0.1; done &\n\
+        "#!/bin/sh\n[ \"$1\" = --print-capabilities ] || while :; do \
+         /bin/busybox dd if=/dev/zero of={} bs=512 count=1 conv=notrunc 2>/dev/null; sleep 0.1; done &\n\
          exec {} \"$@\"\n",
         disk.path(),
         virtiofsd()?

@@ -57,7 +57,7 @@ fn a_list_is_whole_while_libvirt_is_held_up_by_one_domain() -> Result<()> {
     site.server.crash()?;
     site.next_daemon()?;
     let list = site.observer.list()?;
-    ensure!(list.code == Some(1) && list.stdout == "Operation failed\n", "{list:?}: {}", site.server.log());
+    ensure!(list.code == Some(1) && list.said() == "Operation failed\n", "{list:?}: {}", site.server.log());
     site.logs(0, "no list, as qemu:///system was never seen")?;
 
     disk.release();

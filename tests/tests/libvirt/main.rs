@@ -272,7 +272,7 @@ fn a_libvirtd_that_comes_later_is_used() -> Result<()> {
     expect(&off, 1, "off without libvirt", &server)?;
     let list = Client::new("list", &key).run(guest.space())?;
     expect(&list, 1, "a list before the first connection", &server)?;
-    ensure!(list.stdout == "Operation failed\n", "{list:?}");
+    ensure!(list.said() == "Operation failed\n", "{list:?}");
 
     let libvirtd = Libvirtd::start(&hypervisor)?;
     qemu::start_idle(&libvirtd, "vm1")?;

@@ -26,5 +26,8 @@ fn run() -> Result<()> {
         Image::hypervisor(suite)?;
         progress("  it is there");
     }
+    progress("the root directory of a machine for the tests with trixie ...");
+    Image::lab("trixie")?;
+    progress("  it is there");
     Ok(())
 }

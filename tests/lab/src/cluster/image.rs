@@ -1,5 +1,6 @@
 //! Root directories of small Debian systems. That of all cluster nodes has corosync, Pacemaker, and
-//! the commands that people type on nodes. That of a hypervisor has Debian's fence-virtd.
+//! the commands that people type on nodes. That of a hypervisor has Debian's fence-virtd. That of
+//! the lab has what the tests need of their machine, of another release than this machine's.
 //!
 //! `mmdebstrap` makes each once from the archives of this machine's apt, in cargo's target
 //! directory. Nobody writes to it afterwards.
@@ -42,6 +43,14 @@ const HYPERVISOR: Recipe = Recipe {
     afterwards: concat!("\n", include_str!("../assets/hypervisor-image.sh")),
 };
 
+/// A machine where the lab itself runs, with all that `cargo xtask setup --for test` installs for
+/// it.
+const LAB: Recipe = Recipe {
+    name: "lab",
+    packages: include_str!("../assets/lab-packages.txt"),
+    afterwards: concat!("\n", include_str!("../assets/lab-image.sh")),
+};
+
 /// A root directory before anybody has changed anything in it.
 #[derive(Clone, Debug)]
 pub struct Image {
@@ -59,6 +68,11 @@ impl Image {
     /// has that package alone, so apt needs no network.
     pub fn hypervisor(suite: &str) -> Result<Self> {
         Self::of(&HYPERVISOR, suite)
+    }
+
+    /// The image of a machine of a release of Debian where the tests' own programs run.
+    pub fn lab(suite: &str) -> Result<Self> {
+        Self::of(&LAB, suite)
     }
 
     fn of(recipe: &Recipe, suite: &str) -> Result<Self> {
