@@ -31,6 +31,26 @@ pub(crate) struct Host {
     pub(crate) booted: Booted,
 }
 
+pub(crate) fn file(path: &'static str, mode: u32, content: &[u8]) -> Item {
+    Item { path, mode, content: content.to_vec() }
+}
+
+/// The daemon, installed, and what has the boot start these units.
+pub(crate) fn files(config: &Config, units: &str) -> Result<Vec<Item>> {
+    let [daemon, commands] = Which::ours()?.executables()?;
+    let wants = format!("[Unit]\nWants={units}\n");
+    Ok(vec![
+        file(daemon.0, 0o755, &daemon.1),
+        file(commands.0, 0o755, &commands.1),
+        file(UNIT_PATH, 0o644, UNIT.as_bytes()),
+        file(GENERATOR_PATH, 0o755, GENERATOR.as_bytes()),
+        file(SOCKET_UNIT_PATH, 0o644, SOCKET_UNIT.as_bytes()),
+        file(KEY_PATH, 0o600, &KEY),
+        file("/etc/fence_virt.conf", 0o600, config.render().as_bytes()),
+        file("/etc/systemd/system/multi-user.target.d/lab.conf", 0o644, wants.as_bytes()),
+    ])
+}
+
 impl Host {
     /// A host on which nobody has started the daemon.
     pub(crate) fn new(config: &Config) -> Result<Self> {
@@ -39,24 +59,9 @@ impl Host {
 
     /// A host whose boot starts these units.
     pub(crate) fn booting(config: &Config, units: &str) -> Result<Self> {
-        let [daemon, commands] = Which::ours()?.executables()?;
-        let file = |path, mode, content: &[u8]| Item { path, mode, content: content.to_vec() };
-        let files = [
-            file(daemon.0, 0o755, &daemon.1),
-            file(commands.0, 0o755, &commands.1),
-            file(UNIT_PATH, 0o644, UNIT.as_bytes()),
-            file(GENERATOR_PATH, 0o755, GENERATOR.as_bytes()),
-            file(SOCKET_UNIT_PATH, 0o644, SOCKET_UNIT.as_bytes()),
-            file(KEY_PATH, 0o600, &KEY),
-            file("/etc/fence_virt.conf", 0o600, config.render().as_bytes()),
-            // In place of stock's unit, which is not in the image.
-            file("/etc/systemd/system/fence_virtd.service", 0o644, STOCK),
-            file(
-                "/etc/systemd/system/multi-user.target.d/lab.conf",
-                0o644,
-                format!("[Unit]\nWants={units}\n").as_bytes(),
-            ),
-        ];
+        let mut files = files(config, units)?;
+        // In place of stock's unit, which is not in the image.
+        files.push(file("/etc/systemd/system/fence_virtd.service", 0o644, STOCK));
         let booted = Booted::start(&Hypervisor::new()?, NAME, &files)?;
         Ok(Self { libvirtd: Libvirtd::start(booted.hypervisor())?, booted })
     }

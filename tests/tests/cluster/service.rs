@@ -7,13 +7,15 @@ use anyhow::{Context, Result, bail, ensure};
 use fence_common::wire::Op;
 use fence_lab::client::{Client, Family};
 use fence_lab::cluster::corosync::KEY_PATH;
+use fence_lab::cluster::image::Image;
 use fence_lab::cluster::lab::KEY;
-use fence_lab::lab::HYPERVISOR_V4;
+use fence_lab::lab::{HYPERVISOR_V4, Hypervisor};
 use fence_lab::peer::Peer;
 use fence_lab::process::poll_until;
 use fence_lab::server::Config;
+use fence_lab::systemd::Booted;
 
-use crate::host::{Host, LIMIT, NAME, SOCKET_UNIT_PATH, UNIT, UNIT_PATH};
+use crate::host::{Host, LIMIT, NAME, SOCKET_UNIT_PATH, UNIT, UNIT_PATH, file, files};
 
 /// How often the daemon is restarted under load.
 const RESTARTS: u32 = 10;
@@ -229,4 +231,33 @@ fn a_boot_without_libvirt_goes_on_and_is_reported() -> Result<()> {
     let status = host.property("StatusText")?;
     ensure!(status.contains("not connected to qemu:///system?socket=/run/libvirt/none"), "{status}");
     Ok(())
+}
+
+/// Of libvirt's modular daemons, the one that makes the interface begins when somebody asks its
+/// socket. At boot nobody does.
+#[test]
+fn a_boot_of_debian_13_waits_for_no_interface_that_nobody_makes() -> Result<()> {
+    const SOCKET: &[u8] = b"[Socket]\nListenStream=/run/libvirt/virtnetworkd-sock\n";
+    const SERVICE: &[u8] = b"[Service]\nType=oneshot\nRemainAfterExit=yes\n\
+        ExecStart=/bin/sh -c 'ip link add virbr9 type bridge && ip addr add 192.168.123.1/24 dev virbr9 && ip link set virbr9 up'\n";
+    let config = Config { interface: "virbr9".to_owned(), ..Config::new(KEY_PATH) };
+    let mut files = files(&config, "fence-daemon.service libvirt-guests.service virtnetworkd.socket")?;
+    files.push(file("/etc/systemd/system/virtnetworkd.socket", 0o644, SOCKET));
+    files.push(file("/etc/systemd/system/virtnetworkd.service", 0o644, SERVICE));
+    let booted = Booted::of(&Image::lab("trixie")?, &Hypervisor::new()?, NAME, &files)?;
+    let property = |unit: &str, name: &str| -> Result<String> {
+        Ok(booted.must(&format!("systemctl show --value --property={name} {unit}"))?.trim().to_owned())
+    };
+    for (unit, state) in [("libvirt-guests", "active"), ("virtnetworkd.socket", "active"), ("virtnetworkd", "inactive")]
+    {
+        ensure!(property(unit, "ActiveState")? == state, "{unit}: {}", booted.must("systemctl --no-pager list-units")?);
+    }
+    let version = booted.must("cat /etc/debian_version")?;
+    ensure!(version.starts_with("13."), "{version}");
+    let status = property("fence-daemon", "StatusText")?;
+    ensure!(status == "interface virbr9 is not there: waiting for it", "{status}");
+    booted.must("systemctl start virtnetworkd")?;
+    poll_until("the daemon", LIMIT, || Ok(booted.must("fence-daemon status").ok()))
+        .with_context(|| booted.must("journalctl --no-pager --unit=fence-daemon").unwrap_or_default())
+        .map(drop)
 }
