@@ -32,6 +32,8 @@ const STARTS_MAX: usize = 1024;
 struct Duty {
     coordinator: Member,
     round: u32,
+    /// The first round that this host has heard.
+    heard_from: u32,
     /// The place of the round in the total order, and the epoch there. Unknown until this host
     /// hears its own question.
     place: Option<(u64, u64)>,
@@ -64,8 +66,21 @@ impl Duty {
         target: Option<Target>,
         by: u64,
     ) -> Self {
-        let (look, saw_start, start, held, may_arrive) = (None, false, None, None, false);
-        Self { coordinator, round, place, request, op, target, by, look, saw_start, start, held, may_arrive }
+        Self {
+            coordinator,
+            round,
+            heard_from: round,
+            place,
+            request,
+            op,
+            target,
+            by,
+            look: None,
+            saw_start: false,
+            start: None,
+            held: None,
+            may_arrive: false,
+        }
     }
 }
 
@@ -178,6 +193,7 @@ impl Hosts {
             return;
         }
         let place = Some((self.position, self.epoch));
+        let heard_from = self.duties.open.get(&question).map_or(round, |duty| duty.heard_from);
         if let Some(duty) = self.duties.open.get_mut(&question)
             && duty.round >= round
         {
@@ -187,7 +203,8 @@ impl Hosts {
             }
             return;
         }
-        self.begin_duty(question, Duty::new(from, round, place, request, op, target, by));
+        let duty = Duty::new(from, round, place, request, op, target, by);
+        self.begin_duty(question, Duty { heard_from, ..duty });
     }
 
     /// Begins this host's part in its own question before it hears it.
@@ -275,6 +292,15 @@ impl Hosts {
             (LocalState::DefinedHere, _) => Word::DefinedHere,
             (LocalState::NotHere | LocalState::RunsHere, _) => Word::NotHere,
             (LocalState::Arriving | LocalState::MayBeArriving, _) => Word::NotHere,
+        };
+        // Another host may have been the first to say so, and starts it again.
+        let has_missed = duty.op == Op::Reboot && duty.heard_from > 1 && self.holds(HostsRule::WholeReboot);
+        let has_acted = self.duties.acts.contains_key(&duty.request);
+        let word = match word {
+            Word::RunsHere if has_missed && !has_acted => {
+                Word::CannotTell("it runs here, and this host has joined meanwhile".into())
+            }
+            word => word,
         };
         let is_owner = word == Word::RunsHere;
         let act_is_new = !self.duties.acts.contains_key(&duty.request) || !self.holds(HostsRule::ActsOnce);

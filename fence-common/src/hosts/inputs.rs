@@ -106,6 +106,8 @@ pub enum HostsRule {
     SameMembers,
     /// Of two hosts that run the domain of a reboot only the first one starts it again.
     FirstReboot,
+    /// A host that has missed the first round of a reboot cannot know which host is the first one.
+    WholeReboot,
     /// The order of a client that is being fenced waits for the end of that fence.
     VictimWaits,
     /// A fence has not ended while a host may still act on it.

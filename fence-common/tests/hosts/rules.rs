@@ -348,6 +348,26 @@ fn what_was_seen_before_a_start_does_not_count_after_it() {
     assert_eq!(starts_beside_a_start(Some(HostsRule::StartHidesLook)), [Op::On]);
 }
 
+/// A host that runs a second copy joins when the first one has been rebooted, and another host has
+/// yet to answer. Returns what it does.
+fn joins_beside_a_reboot(broken: Option<HostsRule>) -> Vec<Op> {
+    let options = HostsOptions { dangerous_broken: broken, ..HostsOptions::default() };
+    let mut group = Group::apart(&[0, 1, 2], options);
+    group.join(&[0, 2]);
+    group.runs_at(0);
+    (group.seats[1].state, group.seats[2].looks_slowly) = (LocalState::RunsHere, true);
+    assert_eq!(group.ask(0, Op::Reboot), None, "a host is slow");
+    assert_eq!(group.seats[0].acts, [Op::Reboot]);
+    group.join(&[0, 1, 2]);
+    std::mem::take(&mut group.seats[1].acts)
+}
+
+#[test]
+fn a_host_that_joins_beside_a_reboot_starts_no_second_copy() {
+    assert_eq!(joins_beside_a_reboot(None), []);
+    assert_eq!(joins_beside_a_reboot(Some(HostsRule::WholeReboot)), [Op::Reboot]);
+}
+
 /// Two hosts are told to start it at once, the ring breaks, and the first order is lost on the side
 /// of the second one. Returns whether that one starts it all the same.
 fn starts_after_a_change(broken: Option<HostsRule>) -> bool {
