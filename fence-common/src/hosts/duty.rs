@@ -394,12 +394,11 @@ impl Hosts {
     /// Hears what a member says of a question, to whomever. Of the hosts that run the domain of a
     /// reboot, the first one starts it again. This host acts when it hears its own word.
     pub(super) fn said_to_all(&mut self, now: u64, from: Member, to: QuestionId, word: &Word) {
-        let Some(duty) = self.duties.open.get(&to).cloned() else { return };
-        if duty.op != Op::Reboot || *word != Word::RunsHere {
-            return;
-        }
+        // Also of a question of another coordinator, which this host is not asked.
+        let Some(request) = self.duties.races.request_of(&to).filter(|_| *word == Word::RunsHere) else { return };
         let until = now.saturating_add(REMEMBER);
-        let (first, _) = *self.duties.first.entry(duty.request).or_insert((from, until));
+        let (first, _) = *self.duties.first.entry(request).or_insert((from, until));
+        let Some(duty) = self.duties.open.get(&to).filter(|duty| duty.op == Op::Reboot).cloned() else { return };
         if from != self.me || self.duties.acts.contains_key(&duty.request) || duty.by <= now {
             return;
         }

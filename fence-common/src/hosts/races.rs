@@ -189,6 +189,12 @@ impl GroupRaces {
         }
     }
 
+    /// The client's request of a question that was heard.
+    pub(super) fn request_of(&self, question: &QuestionId) -> Option<RequestId> {
+        let mut fences = self.fences.iter();
+        fences.find(|(_, fence)| fence.questions.contains(question)).map(|(request, _)| *request)
+    }
+
     /// A daemon has left. What it acts on may be dead.
     pub(super) fn left(&mut self, now: u64, member: Member, incarnation: Option<Incarnation>) {
         for fence in self.fences.values_mut() {
