@@ -17,7 +17,7 @@ use fence_lab::timings::Fence;
 use fence_lab::witness::Witness;
 use nix::sys::signal::Signal;
 
-use crate::host::{Host, LIMIT, UNIT_PATH};
+use crate::host::{Host, LIMIT, UNIT, UNIT_PATH};
 use crate::service::but_for_oom;
 
 /// The user of a machine, unknown to this system.
@@ -31,10 +31,34 @@ const KEPT: u64 = 1 << 1 | 1 << 5 | 1 << 12 | 1 << 19;
 /// CAP_IPC_LOCK.
 const IPC_LOCK: u64 = 1 << 14;
 
+/// The page that has the drop-ins.
+const PAGE: &str = include_str!("../../../docs/guide/installation.md");
+/// The page's drop-ins by their words, and what `systemd-analyze security` may say with each and
+/// those before it, in tenths.
+const STEPS: [(&str, u32); 3] = [("ProtectHome=yes", 24), ("User=fence-xdp", 21), ("CapabilityBoundingSet=~", 19)];
+
+/// The lines of the page's drop-in that has these words.
+fn drop_in_of_page(words: &str) -> Result<&'static str> {
+    let mut blocks = PAGE.split("[Service]\n").filter_map(|block| Some(block.split_once("```")?.0));
+    blocks.find(|block| block.lines().any(|line| line.starts_with(words))).with_context(|| format!("no {words}"))
+}
+
 #[test]
 fn the_sandbox_stays_as_tight_as_it_is() -> Result<()> {
+    const TRIED: &str = "/etc/systemd/system/tried.service";
     let host = Host::new(&Config::new(KEY_PATH))?;
-    host.must(&format!("systemd-analyze security --offline=true --threshold={EXPOSURE} {UNIT_PATH}")).map(drop)
+    let limited = |path: &str, limit: u32| {
+        host.must(&format!("systemd-analyze security --offline=true --threshold={limit} {path}")).map(drop)
+    };
+    limited(UNIT_PATH, EXPOSURE)?;
+    let mut tried = UNIT.split_once("[Install]").context("no part [Install]")?.0.to_owned();
+    for (words, limit) in STEPS {
+        tried.push_str(drop_in_of_page(words)?);
+        host.hypervisor().write_mode(&format!("{}{TRIED}", host.booted.root()), tried.as_bytes(), 0o644)?;
+        limited(TRIED, limit).with_context(|| words.to_owned())?;
+        ensure!(PAGE.contains(&format!("| {}.{} |\n", limit / 10, limit % 10)), "{limit} is not on the page");
+    }
+    Ok(())
 }
 
 /// The capabilities of the daemon's threads, by the threads' names.
@@ -220,4 +244,32 @@ fn systemd_may_pass_the_key() -> Result<()> {
     host.wait_serving("0")?;
     host.expect(&guest, "off", "test", 0)?;
     host.expect(&guest, "status", "test", 2)
+}
+
+/// The daemon need not be root, where libvirt lets its user in. The lab's libvirt lets in everybody
+/// whom its own system knows.
+#[test]
+fn another_user_with_these_capabilities_kills_as_well() -> Result<()> {
+    let uris = [qemu::URI, container::URI].map(str::to_owned);
+    let host = Host::new(&Config { uris: uris.to_vec(), ..Config::new(KEY_PATH) })?;
+    let (hypervisor, libvirtd) = (host.hypervisor(), &host.libvirtd);
+    let machine = machine_of_another_user(&host, libvirtd)?;
+    container::start(libvirtd, "ct")?;
+    let inside = Witness::of_container(hypervisor, "ct")?;
+    let page = drop_in_of_page("User=fence-xdp")?.replace("=fence-xdp", "=daemon").replace("=libvirt", "=daemon");
+    host.drop_in("user", &format!("[Service]\n{page}"))?;
+    host.must("systemctl start fence-daemon")?;
+    let pid = host.wait_serving("0")?;
+    host.wait_connected(uris.len())?;
+    wait_held(&host, uris.len())?;
+    ensure!(host.must(&format!("ps -o user= -p {pid}"))?.trim() == "daemon");
+    host.wait_log("the kernel program is attached", 1)?;
+    let observer = Observer::new(hypervisor, hypervisor.guest(90)?, &hypervisor.write("fence.key", &KEY)?);
+    for (domain, witness) in [("vm", &machine), ("ct", &inside)] {
+        observer.expect("off", domain, 0).with_context(|| host.log())?;
+        ensure!(witness.is_dead()?, "{domain}: {}", host.log());
+    }
+    let by_libvirt = host.log().lines().filter_map(Fence::parse).any(|fence| fence.step("dead").is_none());
+    ensure!(!by_libvirt, "not killed by its process: {}", host.log());
+    Ok(())
 }
