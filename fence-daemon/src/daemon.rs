@@ -2,11 +2,13 @@
 
 mod beat;
 mod key_plan;
+mod listeners;
 mod load;
 mod multicasts;
 mod ports;
 mod reload;
 mod serve;
+mod stop;
 mod together;
 
 use std::io;
@@ -15,19 +17,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fence_common::sync::Current;
-use fence_common::verdict::Counters;
-use fence_config::{Backend, CONNECTED_AUTH, Config, FoundKeys, Listener, ListenerKind, Serial, Vsock};
+use fence_config::{Backend, CONNECTED_AUTH, Config, FoundKeys, Listener, ListenerKind};
 use tokio::runtime::Handle;
-use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{Notify, watch};
-use tracing::{error, info, warn};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Notify, mpsc, watch};
+use tracing::{info, warn};
 
 use self::key_plan::KeyPlan;
+use self::listeners::{ListenerGround, Listeners};
 use self::multicasts::Multicasts;
-use self::ports::{PortsByLibvirt, voucher};
 pub use self::reload::ConfigFile;
 use self::reload::Reload;
 use self::serve::{Rings, Sources, serve};
+pub use self::stop::{ANSWERS_WITHIN, REST_WITHIN, SETTLED_WITHIN};
+use self::stop::{Remainder, Stop, stopped};
 use crate::control::inspector::{Inspector, Phase};
 use crate::control::server::Control;
 use crate::history::{Begun, History};
@@ -39,20 +42,21 @@ use crate::intake::passed::Passed;
 use crate::intake::rate_limits::RateLimits;
 use crate::intake::replay_cache::ReplayCache;
 use crate::intake::request::Origin;
-use crate::intake::serial;
 use crate::intake::socket::SocketError;
-use crate::intake::tcp::{self, TcpIntake};
-use crate::intake::vsock::VsockIntake;
+use crate::intake::tcp;
 use crate::metrics::server::Metrics;
 use crate::observe::rejections;
 use crate::observe::sources::RejectedView;
 use crate::pipeline::{Claims, Pipeline};
 use crate::process::{self, Loader, Readiness};
-use crate::systemd::{self, PassedSocket, Watchdog};
+use crate::systemd::{PassedSocket, Watchdog};
 
 /// How long the first round of connections may delay the start. The log then names the unconnected
 /// hypervisors, and the daemon goes on trying. A request that needs one waits for it.
-const FIRST_ROUND: Duration = Duration::from_millis(500);
+const FIRST_ROUND: Duration = Duration::from_millis(300);
+
+/// How long the start waits for a listener that does not hear, if another one does.
+const ALL_HEAR: Duration = Duration::from_millis(300);
 
 /// How often the start checks whether a first hypervisor is connected.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
@@ -69,17 +73,6 @@ const FILLED_WITHIN: Duration = Duration::from_secs(5);
 
 /// What the start waits for with `-w`.
 const UNCONNECTED: &str = "no hypervisor is connected: waiting for one";
-
-/// How long a stop waits for answers: the longest time that one may take, and its way to the
-/// client. The next daemon hears nothing before this one is gone.
-pub const ANSWERS_WITHIN: Duration = Duration::from_millis(1300);
-
-/// How long a stop then waits for restarts, which are on record for the next daemon, and for
-/// libvirt to close.
-pub const REST_WITHIN: Duration = Duration::from_millis(300);
-
-/// How long a stop waits for the last lines of the history.
-const WRITTEN_WITHIN: Duration = Duration::from_millis(200);
 
 /// Why the daemon does not start, or stops by itself.
 #[derive(Debug, thiserror::Error)]
@@ -131,7 +124,7 @@ pub async fn run(
     let groups = Current::new(groups);
     let hypervisors = Hypervisors::start(&uris, hypervisor.clone());
 
-    let (mut multicasts, mut tcps, mut vsocks, mut serials) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let (mut multicasts, mut tcps, mut others, numbers) = (Vec::new(), Vec::new(), Vec::new(), 0..listeners.len());
     let (several, origins): (_, Vec<Origin>) =
         (listeners.len() > 1, listeners.iter().enumerate().map(origin).collect());
     let only_multicast = listeners.iter().all(|listener| listener.kind() == ListenerKind::Multicast);
@@ -139,12 +132,11 @@ pub async fn run(
         match listener {
             Listener::Multicast(settings) => multicasts.push((number, settings)),
             Listener::Tcp(settings) => tcps.push((number, tcp::Prepared::new(settings))),
-            Listener::Serial(settings) => serials.push((number, settings)),
-            Listener::Vsock(settings) => vsocks.push((number, settings)),
+            other @ (Listener::Serial(_) | Listener::Vsock(_)) => others.push((number, other)),
         }
     }
     let mut passed = Passed::new(sockets);
-    let opened = multicasts::open(multicasts, &plan, &mut passed)?;
+    let opened = multicasts::open(multicasts, &mut passed)?;
     // After the ports, whose errors explain a second daemon better.
     let state = hypervisor.state.as_deref();
     let replays = state.map_or_else(
@@ -201,21 +193,22 @@ pub async fn run(
                 multicasts.follow()
             }
         };
-        if missing.is_none() && tokio::time::timeout(SOON, followers.all_hear()).await.is_err() {
-            readiness.tell(&format!("waiting: {}", followers.status()));
-        }
-        // A missing interface keeps no other listener from serving.
-        if tokio::time::timeout_at(waited_for, followers.all_hear()).await.is_err() {
-            if !followers.hears() && only_multicast {
+        let all_hear = tokio::time::timeout(ALL_HEAR, followers.all_hear()).await.is_ok();
+        if !all_hear && only_multicast && !followers.hears() {
+            if missing.is_none() && tokio::time::timeout(SOON, followers.any_hears()).await.is_err() {
+                readiness.tell(&format!("waiting: {}", followers.status()));
+            }
+            if tokio::time::timeout_at(waited_for, followers.any_hears()).await.is_err() {
                 announce_waiting(&mut readiness, &followers.status());
                 followers.any_hears().await?;
-            } else {
-                warn!("not every listener hears yet ({}): serving the others", followers.status());
             }
+        } else if !all_hear {
+            // A missing interface keeps no other listener from serving.
+            warn!("not every listener hears yet ({}): serving the others", followers.status());
         }
         Ok::<_, io::Error>(followers)
     };
-    let mut followers = tokio::select! {
+    let followers = tokio::select! {
         started = start => started.map_err(|error| DaemonError::Runtime("follow the interfaces", error))?,
         () = stop.wait() => return Ok(()),
         never = Watchdog::of_unit().feeding() => match never {},
@@ -230,7 +223,7 @@ pub async fn run(
     multicasts.libvirt.show(&unconnected(&hypervisors));
     for (watched, mut hearing) in multicasts.watched.iter().zip(followers.watch()) {
         let settings = watched.settings();
-        let listener = several.then(|| Listener::Multicast(settings.clone()).label());
+        let listener = several.then(|| Listener::Multicast((*settings).clone()).label());
         let heard = hearing.borrow().clone();
         if !heard.hears {
             // Its first time makes no line elsewhere: the start usually waits for it.
@@ -254,26 +247,31 @@ pub async fn run(
         );
     }
     // The last thing before the announcement, as nobody reads their requests earlier.
-    let mut arrivals = Arrivals::default();
+    let (arrivals, (changes, changed)) = (Arrivals::default(), mpsc::unbounded_channel());
     let (reloads, reloaded) = watch::channel(());
-    let mut listening = Vec::new();
-    for (number, prepared) in tcps {
-        let judge = judge.of_listener(plan.ring(number), of(number));
-        let started = TcpIntake::start(prepared, judge, &mut passed, reloaded.clone(), &mut arrivals);
-        listening.push(started.await);
+    let around = ListenerGround {
+        judge: judge.clone(),
+        hypervisors: hypervisors.clone(),
+        inlets: arrivals.inlets(),
+        reloaded,
+        changes,
+        inspector: Arc::clone(&inspector),
+        status: multicasts.libvirt.clone(),
+    };
+    let listeners = Arc::new(Listeners::new(around));
+    for ((follower, (number, socket)), watched) in
+        followers.into_each().zip(&multicasts.sockets).zip(&multicasts.watched)
+    {
+        listeners.adopt(*number, Arc::clone(socket), Arc::clone(watched), follower);
     }
-    inspector.set_tcps(listening);
-    let start = |(number, settings): (usize, Serial)| {
-        let ports = PortsByLibvirt::new(hypervisors.clone(), &settings);
-        serial::LineIntake::start(settings, judge.of_listener(plan.ring(number), of(number)), ports, &mut arrivals)
-    };
-    inspector.set_serials(serials.into_iter().map(start).collect());
-    let start = |(number, settings): (usize, Vsock)| {
-        let judge = judge.of_listener(plan.ring(number), of(number));
-        VsockIntake::start(settings, judge, voucher(&hypervisors), &mut passed, &mut arrivals)
-    };
-    inspector.set_vsocks(vsocks.into_iter().map(start).collect());
-    passed.close();
+    for (number, prepared) in tcps {
+        listeners.tcp(number, prepared, judge.of_listener(plan.ring(number), of(number)), &mut passed).await;
+    }
+    for (number, listener) in others {
+        listeners.begin(number, listener, plan.ring(number), &mut passed).await;
+    }
+    listeners.show(numbers);
+    passed.close_rest();
     if multicasts.sockets.is_empty() {
         info!(libvirt = %format_args!("{connected}/{}", uris.len()), "ready");
     }
@@ -281,7 +279,8 @@ pub async fn run(
     if let Err(error) = readiness.announce() {
         warn!("{error}");
     }
-    let reload = Reload::new(running, plan, groups, limits, replays, hypervisors.clone(), multicasts.reload.clone());
+    let (serving, status) = (Arc::clone(&listeners), multicasts.reload.clone());
+    let reload = Reload::new(running, plan, (groups, limits, replays), hypervisors.clone(), serving, status);
     let reloading = tokio::spawn(reload::at_each(hangup, reload, reloads));
     // Not earlier: loading would only take processors from the start. The socket serves until the
     // program is attached. Memory is locked after aya has freed the dozens of megabytes that only
@@ -316,40 +315,17 @@ pub async fn run(
         rejections::watch(Arc::clone(&look), move || (show(), inspector.rejected()).1, told)
     });
 
-    let mut sources = Sources { sockets: multicasts.sockets, rings: Rings::expected(multicasts.rings), arrivals };
+    let mut sources =
+        Sources { sockets: multicasts.sockets, rings: Rings::expected(multicasts.rings), arrivals, changes: changed };
     let outcome = tokio::select! {
-        outcome = serve(&pipeline, &mut sources, &mut questions, &look, stopped(&mut stop, &hypervisors)) => outcome,
-        error = followers.broken() => Err(DaemonError::Runtime("follow the interfaces", error)),
+        outcome = serve(&pipeline, &mut sources, &mut questions, &look, stopped(&mut stop, &pipeline, &hypervisors)) => outcome,
+        error = listeners.broken() => Err(DaemonError::Runtime("follow the interfaces", error)),
     };
     drop(questions);
-    // The ports are closed at once: nobody reads what comes by them.
-    drop(std::mem::take(&mut sources.arrivals));
     reloading.abort();
     telling.abort();
     inspector.enter(Phase::Stopping);
-
-    // The programs first: from here on the stack gets every packet again. Then the memberships.
-    let seen = followers.end().await;
-    // What comes from here on waits in the sockets for the next daemon, if systemd keeps them.
-    sources.rings.each().for_each(|ring| ring.take_waiting(|request| pipeline.accept(request)));
-    systemd::notify_stopping();
-    let mut heard = Counters::default();
-    sources.sockets.iter().for_each(|socket| heard.add(&socket.counters()));
-    drop(sources);
-    info!("stopping: {}", tell(seen, heard));
-    let left = tokio::select! {
-        left = pipeline.shutdown(ANSWERS_WITHIN) => left,
-        () = stop.wait() => { warn!("second signal: not waiting for answers any longer"); 0 }
-    };
-    if left > 0 {
-        error!("{left} requests are still unanswered {ANSWERS_WITHIN:?} after the stop began: giving them up");
-    }
-    tokio::select! {
-        () = hypervisors.shutdown(REST_WITHIN) => {}
-        () = stop.wait() => warn!("second signal: not waiting for restarts and connections any longer"),
-    }
-    history.iter().for_each(|history| history.flush(WRITTEN_WITHIN));
-    info!("stopped");
+    stop::end(Remainder { pipeline, sources, listeners, hypervisors, history }, &mut stop).await;
     outcome
 }
 
@@ -362,15 +338,6 @@ fn keep_history(directory: PathBuf, claims: &Claims, inspector: &Inspector) -> O
     let told = history.clone();
     inspector.requests().tell(Box::new(move |ended| told.ended(ended)));
     Some(history)
-}
-
-/// Stops the daemon when no work is left that the next daemon does not know of.
-async fn stopped(stop: &mut Stop, hypervisors: &Hypervisors) {
-    stop.wait().await;
-    tokio::select! {
-        () = hypervisors.start_unrecorded() => {}
-        () = stop.wait() => warn!("second signal: not waiting for restarts any longer"),
-    }
 }
 
 /// What the requests of a listener carry with them.
@@ -404,35 +371,4 @@ fn unconnected(hypervisors: &Hypervisors) -> String {
 fn control(state_directory: Option<&Path>, inspector: &Arc<Inspector>) -> Option<Control> {
     let control = Control::open(state_directory?, Arc::clone(inspector));
     control.inspect_err(|error| warn!("no control socket, so `status` and `top` do not work: {error}")).ok()
-}
-
-/// The counters that are not zero, in words.
-fn tell(kernel: Option<Counters>, socket: Counters) -> String {
-    let list = |counters: Counters| {
-        let some: Vec<_> = counters.iter().filter(|(_, n)| *n > 0).map(|(name, n)| format!("{name} {n}")).collect();
-        if some.is_empty() { "nothing".to_owned() } else { some.join(", ") }
-    };
-    match kernel {
-        Some(kernel) => format!("the kernel program saw {}; the socket saw {}", list(kernel), list(socket)),
-        None => format!("the socket saw {}", list(socket)),
-    }
-}
-
-/// The signals that end the daemon.
-struct Stop {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Stop {
-    fn new() -> io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
-    }
-
-    async fn wait(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-    }
 }

@@ -1,5 +1,5 @@
 //! Fault points: steps of a request at which a test lets the daemon die, as by the OOM killer or an
-//! administrator's SIGKILL.
+//! administrator's SIGKILL. At one of them only a thread stands still, as by a bug.
 //!
 //! They exist only with the feature `fault-points`, which only `fence-daemon-faults` enables, never
 //! a release. Without it a step is a call of an empty function.
@@ -38,11 +38,13 @@ pub(crate) enum Point {
     BeforeRestart,
     /// The domain was started again; that is not on record yet.
     AfterRestart,
+    /// The loop that serves requests has taken one. The loop stands still, and nothing else does.
+    InTheLoop,
 }
 
 #[cfg(feature = "fault-points")]
 impl Point {
-    /// Whether the daemon is to die here.
+    /// Whether the daemon is to die here, or to stand still.
     fn is_the_end(self) -> bool {
         std::env::var_os("FENCE_FAULT").is_some_and(|name| name == self.as_ref())
     }
@@ -64,6 +66,19 @@ pub(crate) fn point(point: Point) {
 #[cfg(not(feature = "fault-points"))]
 #[inline(always)]
 pub(crate) fn point(_: Point) {}
+
+/// A step was reached at which this thread alone stands still.
+#[cfg(feature = "fault-points")]
+pub(crate) fn standstill(point: Point) {
+    while point.is_the_end() {
+        std::thread::park();
+    }
+}
+
+/// A step was reached.
+#[cfg(not(feature = "fault-points"))]
+#[inline(always)]
+pub(crate) fn standstill(_: Point) {}
 
 /// Another thread has taken over the work. If the daemon is to die after that work, this waits for
 /// it.

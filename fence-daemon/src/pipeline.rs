@@ -52,7 +52,7 @@ pub use self::claims::Claims;
 use self::deferral::{Deferral, Reached, Segment};
 use self::last_word::Granted;
 pub use self::stop::STOP_GRACE;
-use self::stop::{Stopping, stopped};
+use self::stop::{Generations, Stopping, stopped};
 use self::unauthenticated::{Seat, Unauthenticated};
 use crate::callback::{Callback, CallbackError};
 use crate::clock::Moment;
@@ -94,6 +94,7 @@ pub struct Pipeline {
     shared: Arc<Shared>,
     tasks: Mutex<JoinSet<()>>,
     stopping: watch::Sender<Option<Instant>>,
+    generations: Generations,
 }
 
 /// By the client's address and port: the newest request of each endpoint, and how to notify it that
@@ -161,7 +162,8 @@ impl Pipeline {
             defer: deferral::DEFER,
             segment: Segment::default(),
         };
-        Self { shared: Arc::new(shared), tasks: Mutex::default(), stopping: watch::channel(None).0 }
+        let (tasks, stopping, generations) = (Mutex::default(), watch::channel(None).0, Generations::default());
+        Self { shared: Arc::new(shared), tasks, stopping, generations }
     }
 
     /// Takes in a request. Returns at once; must be called within a tokio runtime.
@@ -225,29 +227,16 @@ impl Pipeline {
                 let slot = shared.requests.begin(request.about());
                 let seat = shared.unauthenticated.enter();
                 let (endpoint, op) = (request.endpoint(), request.op());
+                let under_way = self.generations.enter();
                 tasks.spawn(async move {
                     let ended = shared.serve(incoming, ticket, slot, &seat, &superseded, stopping).await;
                     shared.unauthenticated.leave(&seat);
                     shared.requests.over(slot, op, ended);
                     shared.leave(endpoint, &superseded);
+                    drop(under_way);
                 });
             }
         }
-    }
-
-    /// Waits until all requests are answered, at most for `bound`. Returns how many are still
-    /// unanswered then.
-    ///
-    /// After [`STOP_GRACE`] it drops unclaimed requests, since a client without a connection asks
-    /// again. It answers the claimed ones with failure.
-    pub async fn shutdown(&self, bound: Duration) -> usize {
-        self.stopping.send_replace(Some(Instant::now() + STOP_GRACE));
-        let mut tasks = std::mem::take(&mut *lock(&self.tasks));
-        let all = async { while tasks.join_next().await.is_some() {} };
-        let _ = tokio::time::timeout(bound, all).await;
-        let left = tasks.len();
-        tasks.abort_all();
-        left
     }
 }
 

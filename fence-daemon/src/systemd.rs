@@ -155,6 +155,15 @@ impl StatusPart {
         Self { all: Arc::new(Mutex::new(vec![String::new()])), index: 0 }
     }
 
+    /// Another part of the same line, at its end.
+    #[must_use]
+    pub fn beside(&self) -> Self {
+        let mut all = lock(&self.all);
+        let index = all.len();
+        all.push(String::new());
+        Self { all: Arc::clone(&self.all), index }
+    }
+
     /// Changes this part, and shows the whole line if that is news.
     pub fn show(&self, status: &str) {
         let mut all = lock(&self.all);

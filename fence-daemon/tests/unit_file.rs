@@ -8,7 +8,7 @@ use fence_client::drop_in;
 use fence_common::exit::EXIT_USAGE;
 use fence_config::{DEFAULT_PATH, DEFAULT_PID_FILE, DEFAULT_STATE_DIRECTORY, ListenerKind, Source, Warnings};
 use fence_daemon::commands;
-use fence_daemon::daemon::{ANSWERS_WITHIN, REST_WITHIN};
+use fence_daemon::daemon::{ANSWERS_WITHIN, REST_WITHIN, SETTLED_WITHIN};
 use fence_daemon::options::DaemonOptions;
 
 const UNIT: &str = include_str!("../../dist/fence-daemon.service");
@@ -77,7 +77,9 @@ fn it_is_started_again_when_that_helps_and_given_time_to_stop() {
     assert_eq!(value("Restart"), "on-failure");
     assert_eq!(value("RestartPreventExitStatus"), EXIT_USAGE.to_string());
     // First requests, then restarts and connections.
-    assert!(value("TimeoutStopSec").parse::<u64>().unwrap() > 2 * (ANSWERS_WITHIN + REST_WITHIN).as_secs());
+    assert!(
+        value("TimeoutStopSec").parse::<u64>().unwrap() > 2 * (SETTLED_WITHIN + ANSWERS_WITHIN + REST_WITHIN).as_secs()
+    );
     assert_eq!(value("Type"), "notify");
     assert_eq!(value("KillMode"), "mixed");
     assert_eq!(value("Conflicts"), "fence_virtd.service");

@@ -340,7 +340,7 @@ impl Runner<'_> {
 }
 
 /// Runs a test program as root, with the variables that it needs.
-const SUDO: &str = "sudo --preserve-env=FENCE_DAEMON_BIN,FENCE_DAEMON_FAULTS_BIN,FENCE_EBPF_OBJECT,FENCE_TEST_PROGRAMS,FENCE_PACKAGES,FENCE_WRITE_DOCS,FENCE_CASES,FENCE_SEED,CARGO_MANIFEST_DIR,\
+const SUDO: &str = "sudo --preserve-env=FENCE_DAEMON_BIN,FENCE_DAEMON_FAULTS_BIN,FENCE_EBPF_OBJECT,FENCE_TEST_PROGRAMS,FENCE_PACKAGES,FENCE_WRITE_DOCS,FENCE_CASES,FENCE_SEED,FENCE_RESTARTS,FENCE_BETWEEN,CARGO_MANIFEST_DIR,\
                     RUST_BACKTRACE,RUST_TEST_THREADS,CI --";
 
 /// The variable whose words cargo puts before a test program.

@@ -297,6 +297,12 @@ pub enum Mistake {
     /// A reload would switch the kernel program of a listener on or off.
     #[error("a listener's groups cannot get the first `key_file`, or lose the last one, while the daemon runs")]
     GroupKeysFixed,
+    /// A reload would give a listener the socket of a running one.
+    #[error("the socket of `{0}` is another one's while the daemon runs")]
+    SocketInUse(String),
+    /// A reload cannot begin to serve a listener, and why.
+    #[error("{0}")]
+    NotServed(String),
 }
 
 impl Mistake {
@@ -340,6 +346,8 @@ impl Mistake {
             Self::Misplaced(_) => "everyone could fence everything".to_owned(),
             Self::Fixed(_) => "not what the daemon was started with".to_owned(),
             Self::GroupKeysFixed => "it switches the kernel program off or on".to_owned(),
+            Self::NotServed(_) => "cannot be served now".to_owned(),
+            Self::SocketInUse(_) => "the new socket is opened before the old one is closed".to_owned(),
         }
     }
 
@@ -410,9 +418,10 @@ impl Mistake {
                 let rename = if many { "give this one another name, " } else { "" };
                 format!("{rename}put both into one `{name}`, or remove one (fence_virtd ignores the one on line {line})")
             }
-            Self::Fixed(_) | Self::GroupKeysFixed => {
+            Self::Fixed(_) | Self::GroupKeysFixed | Self::SocketInUse(_) => {
                 "change it back, or restart the daemon: systemctl restart fence-daemon".to_owned()
             }
+            Self::NotServed(_) => "reload again when that is mended: systemctl reload fence-daemon".to_owned(),
             Self::OutsideGroup(_) | Self::Misplaced(_) => {
                 "write `groups { group { ip = \"...\"; uuid = \"...\"; } }` at the top level of the file".to_owned()
             }

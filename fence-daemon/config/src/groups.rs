@@ -79,6 +79,18 @@ impl Groups {
         }
     }
 
+    /// Has listeners called by these numbers, in the configuration's order.
+    ///
+    /// After a reload a number must not mean another listener than before: a request under way
+    /// carries its listener's number.
+    pub fn number_listeners(&mut self, numbers: &[usize]) {
+        let Self::Only(groups) = self else { return };
+        let of = |place: &usize| numbers.get(*place).copied();
+        for group in groups {
+            group.listeners = group.listeners.iter().filter_map(of).collect();
+        }
+    }
+
     /// Whether a group with a key of its own counts at the listener with this number.
     #[must_use]
     pub fn have_keys(&self, listener: usize) -> bool {

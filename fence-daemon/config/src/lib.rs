@@ -101,6 +101,16 @@ pub fn load_again(path: &Path, running: &Config) -> Result<(Config, Warnings), C
     Ok((config, warnings))
 }
 
+/// The error of a listener that a daemon cannot begin to serve, at the place of this key in the
+/// file, or of the listener's section.
+#[must_use]
+pub fn not_served(path: &Path, listener: &Listener, key: &'static str, why: String) -> ConfigError {
+    match read(path) {
+        Ok((bytes, _)) => change::not_served(&Source::new(path, &bytes), listener, key, why),
+        Err(error) => error,
+    }
+}
+
 /// The keys that a configuration names.
 #[derive(Debug, Default)]
 pub struct FoundKeys {

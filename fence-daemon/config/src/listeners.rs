@@ -109,6 +109,32 @@ impl Listener {
         }
     }
 
+    /// Whether both are the same section, whatever is in it.
+    #[must_use]
+    pub fn is_same_section(&self, other: &Self) -> bool {
+        self.kind() == other.kind() && self.name() == other.name()
+    }
+
+    /// Whether a daemon that serves this listener needs another socket for `other`, which is the
+    /// same section. A multicast listener takes its socket from one interface to another.
+    #[must_use]
+    pub fn needs_another_socket(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Tcp(one), Self::Tcp(other)) => {
+                (&one.address, one.port, &one.interface) != (&other.address, other.port, &other.interface)
+            }
+            (Self::Vsock(one), Self::Vsock(other)) => (one.port, one.by_systemd) != (other.port, other.by_systemd),
+            (Self::Serial(one), Self::Serial(other)) => one != other,
+            (Self::Multicast(_) | Self::Tcp(_) | Self::Vsock(_) | Self::Serial(_), _) => false,
+        }
+    }
+
+    /// Whether `other` cannot have its socket while this listener is served. A serial line is
+    /// connected again until it succeeds.
+    pub(super) fn shares_socket(&self, other: &Self) -> bool {
+        self.kind() != ListenerKind::Serial && self.collides(other)
+    }
+
     /// Whether the kernel would give only one of the two its socket.
     fn collides(&self, other: &Self) -> bool {
         let apart = |one: &Option<String>, other: &Option<String>| {

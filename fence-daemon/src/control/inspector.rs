@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use fence_common::sync::Current;
 use fence_common::verdict::Counters;
 use fence_common::wire::Op;
 use fence_control::report::{
@@ -44,17 +45,27 @@ pub enum Phase {
     Stopping = 2,
 }
 
+/// The listeners that can be looked at.
+#[derive(Clone, Default)]
+pub struct ListenerViews {
+    /// Those of multicast groups.
+    pub multicasts: Vec<Arc<Watched>>,
+    /// Those of TCP ports.
+    pub tcps: Vec<Arc<TcpIntake>>,
+    /// Those of vsock ports.
+    pub vsocks: Vec<Arc<VsockIntake>>,
+    /// Those of serial lines.
+    pub serials: Vec<Arc<LineIntake>>,
+}
+
 /// What can be looked at.
 pub struct Inspector {
     started: Moment,
-    multicasts: Vec<Arc<Watched>>,
+    listeners: Current<ListenerViews>,
     judge: Judge,
     hypervisors: Hypervisors,
     requests: Arc<Requests>,
     phase: AtomicU8,
-    tcps: OnceLock<Vec<Arc<TcpIntake>>>,
-    serials: OnceLock<Vec<Arc<LineIntake>>>,
-    vsocks: OnceLock<Vec<Arc<VsockIntake>>>,
     hosts: OnceLock<Hosts>,
 }
 
@@ -64,14 +75,11 @@ impl Inspector {
     pub fn new(multicasts: Vec<Arc<Watched>>, judge: Judge, hypervisors: Hypervisors) -> Self {
         Self {
             started: Moment::now(),
-            multicasts,
+            listeners: ListenerViews { multicasts, ..ListenerViews::default() }.into(),
             judge,
             hypervisors,
             requests: Arc::default(),
             phase: AtomicU8::new(Phase::Starting as u8),
-            tcps: OnceLock::new(),
-            serials: OnceLock::new(),
-            vsocks: OnceLock::new(),
             hosts: OnceLock::new(),
         }
     }
@@ -87,25 +95,15 @@ impl Inspector {
         self.phase.store(phase as u8, Ordering::Relaxed);
     }
 
-    /// The multicast listeners.
+    /// The listeners.
     #[must_use]
-    pub fn multicasts(&self) -> &[Arc<Watched>] {
-        &self.multicasts
+    pub fn listeners(&self) -> Arc<ListenerViews> {
+        self.listeners.now()
     }
 
-    /// The serial listeners.
-    pub fn set_serials(&self, serials: Vec<Arc<LineIntake>>) {
-        let _ = self.serials.set(serials);
-    }
-
-    /// The vsock listeners.
-    pub fn set_vsocks(&self, vsocks: Vec<Arc<VsockIntake>>) {
-        let _ = self.vsocks.set(vsocks);
-    }
-
-    /// The tcp listeners.
-    pub fn set_tcps(&self, tcps: Vec<Arc<TcpIntake>>) {
-        let _ = self.tcps.set(tcps);
+    /// These are the listeners from now on.
+    pub fn set_listeners(&self, listeners: ListenerViews) {
+        self.listeners.set(listeners);
     }
 
     /// The hosts that answer together.
@@ -116,14 +114,16 @@ impl Inspector {
     /// The sources whose requests were rejected before any digest, the latest one first.
     #[must_use]
     pub fn rejected(&self) -> Vec<RejectedView> {
-        let in_kernel = self.multicasts.iter().flat_map(|multicast| multicast.rejected());
+        let listeners = self.listeners();
+        let in_kernel = listeners.multicasts.iter().flat_map(|multicast| multicast.rejected());
         RejectedView::together(in_kernel.chain(self.judge.rejected()))
     }
 
     /// The counters of all kernel programs: `None` without any, and `None` within if the kernel
     /// does not tell.
     fn in_kernel(&self) -> Option<Option<Counters>> {
-        let mut each = self.multicasts.iter().filter_map(|multicast| multicast.in_kernel()).peekable();
+        let listeners = self.listeners();
+        let mut each = listeners.multicasts.iter().filter_map(|multicast| multicast.in_kernel()).peekable();
         each.peek()?;
         Some(each.try_fold(Counters::default(), |all, one| Some(sum(all, one?))))
     }
@@ -136,11 +136,13 @@ impl Inspector {
             wall: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(),
         };
         let phase = self.phase.load(Ordering::Relaxed);
-        let multicasts = self.multicasts.iter().map(|multicast| multicast.view());
-        let tcps = self.tcps.get().into_iter().flatten().map(|intake| tcp::view(intake));
-        let vsocks = self.vsocks.get().into_iter().flatten().map(|intake| vsock::view(intake));
-        let serials = self.serials.get().into_iter().flatten().map(|intake| serial::view(intake));
-        let listeners: Vec<_> = multicasts.chain(tcps).chain(vsocks).chain(serials).collect();
+        let watched = self.listeners();
+        let ListenerViews { multicasts, tcps, vsocks, serials } = &*watched;
+        let views = multicasts.iter().map(|multicast| multicast.view());
+        let tcps = tcps.iter().map(|intake| tcp::view(intake));
+        let vsocks = vsocks.iter().map(|intake| vsock::view(intake));
+        let serials = serials.iter().map(|intake| serial::view(intake));
+        let listeners: Vec<_> = views.chain(tcps).chain(vsocks).chain(serials).collect();
         let (uris, restarts) = (self.hypervisors.view(), self.hypervisors.restarts());
         let uris: Vec<_> = uris.into_iter().map(|uri| now.uri(uri)).collect();
         let restarts: Vec<_> = restarts
@@ -157,7 +159,7 @@ impl Inspector {
                 reason: restart.reason.map(clip),
             })
             .collect();
-        let lacks_program = self.multicasts.iter().any(|multicast| multicast.lacks_program());
+        let lacks_program = multicasts.iter().any(|multicast| multicast.lacks_program());
         let hosts = self.hosts.get().map(Hosts::view);
         let mut problems = problems(&listeners, lacks_program, &uris, &restarts);
         problems.extend(hosts.iter().flat_map(cluster::problems));
@@ -179,16 +181,14 @@ impl Inspector {
             },
             listeners,
             kernel: self.in_kernel().map(|counters| Kernel { counters: counters.map(by_name) }),
-            socket: self
-                .multicasts
+            socket: multicasts
                 .iter()
                 .map(|multicast| multicast.at_socket())
                 .reduce(sum)
                 .map(by_name)
                 .unwrap_or_default(),
             requests: self.requests_view(&now),
-            sources: self
-                .multicasts
+            sources: multicasts
                 .iter()
                 .flat_map(|multicast| multicast.sources())
                 .map(|source| now.source(source))

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, OnceLock, Weak};
 
+use fence_common::sync::Current;
 use fence_common::verdict::Counters;
 use fence_config::{Alone, Multicast};
 use fence_control::report::{Interface, Listener};
@@ -17,7 +18,7 @@ use crate::observe::sources::{self, RejectedView, SourceView};
 
 /// What can be looked at.
 pub struct Watched {
-    settings: Multicast,
+    settings: Current<Multicast>,
     /// Whether there is to be a kernel program.
     program_wanted: bool,
     /// Not kept: the membership goes with it.
@@ -33,7 +34,7 @@ impl Watched {
     #[must_use]
     pub fn new(settings: Multicast, socket: &Arc<RequestSocket>, program_wanted: bool) -> Arc<Self> {
         Arc::new(Self {
-            settings,
+            settings: settings.into(),
             program_wanted,
             socket: Arc::downgrade(socket),
             heard: OnceLock::new(),
@@ -45,8 +46,13 @@ impl Watched {
 
     /// The configuration of the listener.
     #[must_use]
-    pub fn settings(&self) -> &Multicast {
-        &self.settings
+    pub fn settings(&self) -> Arc<Multicast> {
+        self.settings.now()
+    }
+
+    /// The listener has these settings from now on.
+    pub fn set_settings(&self, settings: Multicast) {
+        self.settings.set(settings);
     }
 
     /// Where the listener says what it hears.
@@ -101,7 +107,7 @@ impl Watched {
     }
 
     pub(super) fn view(&self) -> Listener {
-        let (settings, heard) = (&self.settings, self.heard());
+        let (settings, heard) = (self.settings(), self.heard());
         let interfaces: Vec<_> = heard.interfaces.iter().map(|one| self.interface(one, &heard)).collect();
         let mut status =
             if heard.status.is_empty() { "looking for interfaces".to_owned() } else { heard.status.clone() };
@@ -132,7 +138,7 @@ impl Watched {
             program: one.mode.map(|mode| mode.to_string()),
             program_id: heard.programs.get(&one.interface.index).copied(),
             reason: one.reason.clone().map(clip),
-            alone: match self.settings.alone {
+            alone: match self.settings().alone {
                 Alone::Auto => way_out.is_none(),
                 Alone::Yes => true,
                 Alone::No => false,

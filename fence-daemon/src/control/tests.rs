@@ -60,7 +60,7 @@ async fn ask(path: &Path) -> Result<Report, ClientError> {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_report_has_the_documented_form() {
     let (inspector, _socket) = inspector(11_240);
-    inspector.multicasts()[0].set_sources(Box::new(|| {
+    inspector.listeners().multicasts[0].set_sources(Box::new(|| {
         let seen = Some(crate::clock::Moment::now());
         let address = "192.168.122.11".parse().unwrap();
         let mac = Some([0x52, 0x54, 0, 0x12, 0x34, 0x56]);
@@ -180,7 +180,7 @@ async fn clients_that_do_not_read_are_cut_off() {
         limited: 3,
         last_seen: None,
     };
-    inspector.multicasts()[0].set_sources(Box::new(move || vec![source.clone(); 20_000]));
+    inspector.listeners().multicasts[0].set_sources(Box::new(move || vec![source.clone(); 20_000]));
     let _control = Control::open(scratch.path(), inspector).unwrap();
     let file = path(scratch.path());
     let deaf = |_| {

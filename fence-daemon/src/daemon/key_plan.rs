@@ -2,6 +2,7 @@
 //!
 //! If anything is wrong with one of them, all old keys stay, and one line says why and what to do.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -40,8 +41,8 @@ pub(super) enum ReloadError {
 /// The keys of a configuration, where they are used.
 #[derive(Clone, Debug)]
 pub(super) struct KeyPlan {
-    /// That of each listener, in their order. One whose requests are not signed has an empty one.
-    rings: Vec<Keyring>,
+    /// That of each listener, by its number. One whose requests are not signed has an empty one.
+    rings: BTreeMap<usize, Keyring>,
     /// The first listener with keys.
     first: Option<usize>,
 }
@@ -50,7 +51,7 @@ impl KeyPlan {
     /// The plan of a configuration, with the keys that were found for it.
     pub(super) fn new(listeners: &[Listener], found: FoundKeys) -> Self {
         let mut pairs = found.listeners.into_iter();
-        let rings = listeners.iter().map(|_| Keyring::new(pairs.next().flatten())).collect();
+        let rings = (0..listeners.len()).map(|number| (number, Keyring::new(pairs.next().flatten()))).collect();
         let first = listeners.iter().position(|listener| listener.key_files().is_some());
         let plan = Self { rings, first };
         plan.set_groups(&found.groups);
@@ -59,7 +60,26 @@ impl KeyPlan {
 
     /// The keys of the listener with this number.
     pub(super) fn ring(&self, listener: usize) -> Keyring {
-        self.rings.get(listener).cloned().unwrap_or_else(|| Keyring::new(None))
+        self.rings.get(&listener).cloned().unwrap_or_else(|| Keyring::new(None))
+    }
+
+    /// Whether the listener with this number has a ring.
+    pub(super) fn has(&self, listener: usize) -> bool {
+        self.rings.contains_key(&listener)
+    }
+
+    /// Another listener has these keys of its own, and those of the groups.
+    pub(super) fn add(&mut self, listener: usize, pair: Option<FoundPair>) {
+        let ring = Keyring::new(pair.map(KeyPair::from));
+        // Each ring has all keys of groups.
+        let groups = self.rings.values().next().map(|other| other.groups().to_vec());
+        ring.set_groups(groups.unwrap_or_default());
+        self.rings.insert(listener, ring);
+    }
+
+    /// The keys of the other listeners are not needed any more.
+    pub(super) fn keep(&mut self, listeners: &[usize]) {
+        self.rings.retain(|number, _| listeners.contains(number));
     }
 
     /// The keys of the first listener that has some.
@@ -70,7 +90,9 @@ impl KeyPlan {
     /// Accepts these group keys from now on, and no others.
     pub(super) fn set_groups(&self, keys: &[GroupKey]) -> Rotated {
         // Each ring has them all.
-        self.rings.iter().fold(Rotated { added: 0, dropped: 0, accepted: 0 }, |_, ring| ring.set_groups(keys.to_vec()))
+        self.rings
+            .values()
+            .fold(Rotated { added: 0, dropped: 0, accepted: 0 }, |_, ring| ring.set_groups(keys.to_vec()))
     }
 
     /// Reads the key files of these listeners and groups.
@@ -87,21 +109,26 @@ impl KeyPlan {
         Ok(found)
     }
 
-    /// Accepts the listeners' keys that were [read](Self::read), and no others.
+    /// Accepts the listeners' keys that were [read](Self::read), and no others. `numbers` are the
+    /// listeners' numbers; one without a ring has no keys yet.
     ///
     /// # Errors
     /// [`ReloadError::Rotation`]: the keys are unchanged, except with [`RotationError::NotWiped`].
-    pub(super) fn rotate(&self, found: &FoundAll) -> Result<Rotated, ReloadError> {
-        let all = self.rings.iter().zip(&found.listeners);
-        let changes = all.filter_map(|(ring, pair)| Some((ring.clone(), KeyPair::from(pair.clone()?))));
+    pub(super) fn rotate(&self, numbers: &[usize], found: &FoundAll) -> Result<Rotated, ReloadError> {
+        let all: Vec<_> = numbers
+            .iter()
+            .zip(&found.listeners)
+            .map(|(number, pair)| self.rings.get(number).cloned().zip(pair.clone()))
+            .collect();
+        let changes = all.iter().flatten().map(|(ring, pair)| (ring.clone(), KeyPair::from(pair.clone())));
         let rotated = Keyring::rotate_all(changes)?;
         // Two listeners with the same files count once.
         let counts = |at: usize| {
-            let files = |pair: &Option<FoundPair>| pair.as_ref().map(|pair| pair.files.clone());
-            let of_this = found.listeners.get(at).and_then(files);
-            found.listeners.iter().take(at).all(|earlier| files(earlier) != of_this)
+            let files = |pair: &Option<(Keyring, FoundPair)>| pair.as_ref().map(|(_, pair)| pair.files.clone());
+            let of_this = all.get(at).and_then(files);
+            all.iter().take(at).all(|earlier| files(earlier) != of_this)
         };
-        let keyed = found.listeners.iter().enumerate().filter(|(_, pair)| pair.is_some()).map(|(at, _)| at);
+        let keyed = all.iter().enumerate().filter(|(_, pair)| pair.is_some()).map(|(at, _)| at);
         let counted = keyed.zip(rotated).filter(|(at, _)| counts(*at)).map(|(_, rotated)| rotated);
         Ok(counted.reduce(Rotated::and).unwrap_or(Rotated { added: 0, dropped: 0, accepted: 0 }))
     }
@@ -114,7 +141,7 @@ impl KeyPlan {
         let of_groups = found.groups.iter().map(|found| (&*found.key.key, found.is_cut, found.path.as_path()));
         let accepted: Vec<Arc<Key>> = self
             .rings
-            .iter()
+            .values()
             .flat_map(|ring| {
                 let groups: Vec<_> = ring.groups().iter().map(|group| Arc::clone(&group.key)).collect();
                 ring.current().iter().cloned().chain(groups).collect::<Vec<_>>()
@@ -197,7 +224,8 @@ mod tests {
 
         fn reload(&self) -> Result<Rotated, ReloadError> {
             let found = self.plan.read(&self.listeners, &self.groups)?;
-            let rotated = self.plan.rotate(&found)?;
+            let numbers: Vec<_> = (0..self.listeners.len()).collect();
+            let rotated = self.plan.rotate(&numbers, &found)?;
             let of_groups: Vec<_> = found.groups.into_iter().map(|found| found.key).collect();
             Ok(rotated.and(self.plan.set_groups(&of_groups)))
         }
@@ -230,6 +258,26 @@ mod tests {
         let refused = bench.reload().unwrap_err().to_string();
         assert!(refused.contains("of-dmz is empty"), "{refused}");
         assert_eq!((of(0), of(1)), (vec![NEW.to_vec()], vec![OF_DMZ.to_vec()]));
+    }
+
+    #[test]
+    fn a_listener_that_comes_has_its_keys_and_those_of_the_groups() {
+        let groups = "groups { group { ip = \"10.0.0.1\"; uuid = \"a\"; key_file = \"DIR/of-a\"; } }";
+        let mut bench = Reloading::with(groups);
+        let found = bench.plan.read(&bench.listeners, &bench.groups).unwrap();
+        let pair = found.listeners[0].clone();
+        assert!(bench.plan.has(0) && !bench.plan.has(7));
+        bench.plan.add(7, pair);
+        let ring = bench.plan.ring(7);
+        assert_eq!(ring.current().first().unwrap().dangerous_bytes(), OLD);
+        assert_eq!(ring.groups().iter().map(|group| group.key.dangerous_bytes()).collect::<Vec<_>>(), [OF_A]);
+        // Its number has nothing to do with its place.
+        bench.write("one", NEW);
+        let found = bench.plan.read(&bench.listeners, &bench.groups).unwrap();
+        assert_eq!(bench.plan.rotate(&[7], &found).unwrap(), Rotated { added: 1, dropped: 1, accepted: 1 });
+        assert_eq!((bench.accepted(), ring.current().first().unwrap().dangerous_bytes()), (vec![OLD.to_vec()], NEW));
+        bench.plan.keep(&[7]);
+        assert!(!bench.plan.has(0) && bench.plan.ring(0).current().first().is_none());
     }
 
     /// A kernel program that takes no key from some time on.

@@ -5,8 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use fence_common::admit::Rules;
-use fence_common::verdict::Counters;
-use fence_config::{Listener, Multicast};
+use fence_config::{Attach, Listener, Multicast};
 use fence_net::interface::Wanted;
 use tokio::sync::{oneshot, watch};
 use tracing::warn;
@@ -14,9 +13,11 @@ use tracing::warn;
 use super::key_plan::KeyPlan;
 use super::load::{self, KernelConsumers, Load};
 use crate::control::multicast::Watched;
+use crate::intake::follower::Follower;
 use crate::intake::judge::Judge;
+use crate::intake::keyring::Keyring;
 use crate::intake::links::Links;
-use crate::intake::memberships::{Follower, Heard, Memberships};
+use crate::intake::memberships::{Heard, Memberships};
 use crate::intake::passed::Passed;
 use crate::intake::rate_limits::RateLimits;
 use crate::intake::replay_cache::ReplayCache;
@@ -42,39 +43,44 @@ fn rules(settings: &Multicast) -> Rules {
     Rules { min_hash: settings.hash, strict_source: settings.strict_source }
 }
 
+/// Opens the socket of a listener. `is_shared` says that another one hears the same group.
+///
+/// # Errors
+/// See [`SocketError`].
+pub(super) fn open_one(
+    (number, settings): (usize, Multicast),
+    is_shared: bool,
+    passed: &mut Passed,
+) -> Result<Opened, SocketError> {
+    let (group, port, interface) = (settings.group, settings.port, settings.interface.as_deref());
+    let keys = Keyring::new(None);
+    let socket = RequestSocket::beside(group, port, rules(&settings), keys, is_shared, interface, passed)?;
+    if settings.interface.is_none() && socket.needs_interface() {
+        return Err(SocketError::NoInterface(group));
+    }
+    Ok(Opened { number, settings, socket })
+}
+
 /// Opens the sockets of these listeners. Those of an earlier daemon are taken over or closed.
 ///
 /// # Errors
 /// See [`SocketError`].
-pub(super) fn open(
-    listeners: Vec<(usize, Multicast)>,
-    plan: &KeyPlan,
-    passed: &mut Passed,
-) -> Result<Vec<Opened>, SocketError> {
+pub(super) fn open(listeners: Vec<(usize, Multicast)>, passed: &mut Passed) -> Result<Vec<Opened>, SocketError> {
     let all: Vec<Multicast> = listeners.iter().map(|(_, settings)| settings.clone()).collect();
-    let opened = listeners
-        .into_iter()
-        .map(|(number, settings)| {
-            let is_shared = all.iter().filter(|other| settings.shares_group(other)).count() > 1;
-            let (group, port) = (settings.group, settings.port);
-            let (keys, interface) = (plan.ring(number), settings.interface.as_deref());
-            let socket = RequestSocket::beside(group, port, rules(&settings), keys, is_shared, interface, passed)?;
-            if settings.interface.is_none() && socket.needs_interface() {
-                return Err(SocketError::NoInterface(group));
-            }
-            Ok(Opened { number, settings, socket })
-        })
-        .collect();
+    let is_shared = |settings: &Multicast| all.iter().filter(|other| settings.shares_group(other)).count() > 1;
+    let opened = listeners.into_iter().map(|one| (is_shared(&one.1), one));
+    let opened = opened.map(|(is_shared, one)| open_one(one, is_shared, passed)).collect();
     passed.close_kept();
     opened
 }
 
 /// The multicast listeners before they hear anything.
 pub(super) struct Multicasts {
-    pub(super) sockets: Vec<Arc<RequestSocket>>,
+    /// By the numbers of their listeners.
+    pub(super) sockets: Vec<(usize, Arc<RequestSocket>)>,
     pub(super) watched: Vec<Arc<Watched>>,
     pub(super) loads: Vec<Load>,
-    pub(super) rings: Vec<oneshot::Receiver<RequestRing>>,
+    pub(super) rings: Vec<(usize, oneshot::Receiver<RequestRing>)>,
     /// Where `systemctl status` says what libvirt lacks.
     pub(super) libvirt: StatusPart,
     /// Where it says why a reload was refused.
@@ -96,11 +102,11 @@ impl Multicasts {
     ) -> Self {
         let (mut parts, mut earlier) = (StatusPart::of(opened.len() + 2).into_iter(), Vec::<Multicast>::new());
         let [libvirt, reload] = [(); 2].map(|()| parts.next().unwrap_or_else(StatusPart::only));
-        let (sockets, watched, loads, rings, memberships) = Default::default();
-        let mut all = Self { sockets, watched, loads, rings, libvirt, reload, memberships };
+        let (sockets, watched, loads, rings) = Default::default();
+        let mut all = Self { sockets, watched, loads, rings, libvirt, reload, memberships: Vec::new() };
         for one in opened {
             let (keys, origin, rules) = (plan.ring(one.number), origin(one.number), one.rules());
-            let Opened { settings, socket, .. } = one;
+            let Opened { number, settings, socket } = one;
             let socket = Arc::new(socket.judged_by(judge.of_listener(keys.clone(), origin.clone())));
             let mode = load::mode(&settings, &earlier, &keys);
             let watched = Watched::new(settings.clone(), &socket, mode.is_some());
@@ -109,17 +115,13 @@ impl Multicasts {
                 let (load, KernelConsumers { program, ring }) =
                     Load::new(listener, mode, keys, limits, origin.clone(), replays, &watched);
                 all.loads.push(load);
-                all.rings.push(ring);
+                all.rings.push((number, ring));
                 program
             });
-            let wanted = settings.interface.clone().map_or(Wanted::Suitable(settings.group), Wanted::Named);
-            let memberships =
-                Memberships::new(wanted, Arc::clone(&socket), None).expecting(program).telling(settings.alone);
-            let label = || format!("{}: ", Listener::Multicast(settings.clone()).label());
-            let (label, part) = (several.then(label), parts.next().unwrap_or_else(StatusPart::only));
-            let memberships = memberships.among_others(label.unwrap_or_default(), part);
+            let part = parts.next().unwrap_or_else(StatusPart::only);
+            let memberships = memberships(&settings, &socket, several, part).expecting(program);
             all.memberships.push((memberships, links(settings.group)));
-            all.sockets.push(socket);
+            all.sockets.push((number, socket));
             all.watched.push(watched);
             earlier.push(settings);
         }
@@ -194,30 +196,29 @@ impl Followers {
         self.0.iter().map(Follower::watch)
     }
 
-    /// Returns when a task ends by itself, which it must not.
-    pub(super) async fn broken(&mut self) -> std::io::Error {
-        let mut waiting: Vec<_> = self.0.iter_mut().map(|follower| Box::pin(follower.broken())).collect();
-        std::future::poll_fn(move |context| {
-            let ready = waiting.iter_mut().find_map(|broken| match broken.as_mut().poll(context) {
-                std::task::Poll::Ready(error) => Some(error),
-                std::task::Poll::Pending => None,
-            });
-            ready.map_or(std::task::Poll::Pending, std::task::Poll::Ready)
-        })
-        .await
+    /// Each of them, in the order of the listeners.
+    pub(super) fn into_each(self) -> impl Iterator<Item = Follower> {
+        self.0.into_iter()
     }
+}
 
-    /// Ends the tasks and detaches the programs. Returns the programs' counters, if there is any.
-    pub(super) async fn end(self) -> Option<Counters> {
-        let ending: Vec<_> = self.0.into_iter().map(|follower| tokio::spawn(follower.end())).collect();
-        let mut all: Option<Counters> = None;
-        for ended in ending {
-            if let Ok(Some(counters)) = ended.await {
-                all.get_or_insert_with(Counters::default).add(&counters);
-            }
-        }
-        all
-    }
+/// The memberships of a listener. With `several` listeners, the log names this one.
+fn memberships(settings: &Multicast, socket: &Arc<RequestSocket>, several: bool, part: StatusPart) -> Memberships {
+    let wanted = settings.interface.clone().map_or(Wanted::Suitable(settings.group), Wanted::Named);
+    let label = several.then(|| format!("{}: ", Listener::Multicast(settings.clone()).label()));
+    let memberships = Memberships::new(wanted, Arc::clone(socket), None).telling(settings.alone);
+    memberships.among_others(label.unwrap_or_default(), part)
+}
+
+/// Begins to listen while the daemon runs. The socket alone serves: a kernel program is loaded only
+/// at a start.
+pub(super) fn begin(opened: Opened, judge: Judge, part: StatusPart) -> (Arc<RequestSocket>, Arc<Watched>, Follower) {
+    let Opened { settings, socket, .. } = opened;
+    let socket = Arc::new(socket.judged_by(judge));
+    let watched = Watched::new(settings.clone(), &socket, settings.attach != Attach::Off);
+    let follower = Follower::start(memberships(&settings, &socket, true, part), links(settings.group));
+    watched.set_heard(follower.watch());
+    (socket, watched, follower)
 }
 
 /// What tells that interfaces come and go.

@@ -8,14 +8,15 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use fence_common::rate_limit::STALE_AFTER_NS;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tracing::warn;
 
 use super::DaemonError;
 use super::beat::Beat;
+use crate::fault::{self, Point};
 use crate::intake::arrivals::Arrivals;
 use crate::intake::backlog::Questions;
-use crate::intake::request::Verified;
+use crate::intake::request::{Incoming, Verified};
 use crate::intake::ring::RequestRing;
 use crate::intake::socket::RequestSocket;
 use crate::pipeline::Pipeline;
@@ -30,21 +31,47 @@ const BEATS_PER_LOOK: u32 = 4;
 
 /// Where requests come from.
 pub(super) struct Sources {
-    pub(super) sockets: Vec<Arc<RequestSocket>>,
+    /// The request sockets, by the numbers of their listeners.
+    pub(super) sockets: Vec<(usize, Arc<RequestSocket>)>,
     pub(super) rings: Rings,
     pub(super) arrivals: Arrivals,
+    pub(super) changes: mpsc::UnboundedReceiver<SourceChange>,
 }
 
-/// The rings of the kernel programs, and those that are being loaded.
+/// A change of what is read.
+pub(super) enum SourceChange {
+    /// Another listener's socket.
+    Read(usize, Arc<RequestSocket>),
+    /// A listener has ended: what is there is read, and no more.
+    Forget(usize),
+}
+
+impl Sources {
+    /// Carries a change out.
+    fn change(&mut self, change: SourceChange, pipeline: &Pipeline) {
+        match change {
+            SourceChange::Read(number, socket) => self.sockets.push((number, socket)),
+            SourceChange::Forget(number) => {
+                self.rings.end(number, |request| pipeline.accept(request));
+                for (_, socket) in self.sockets.extract_if(.., |(of, _)| *of == number) {
+                    socket.take_waiting(|request| pipeline.accept(request));
+                }
+            }
+        }
+    }
+}
+
+/// The rings of the kernel programs, and those that are being loaded, by the numbers of their
+/// listeners.
 #[derive(Default)]
 pub(super) struct Rings {
-    coming: Vec<oneshot::Receiver<RequestRing>>,
-    there: Vec<RequestRing>,
+    coming: Vec<(usize, oneshot::Receiver<RequestRing>)>,
+    there: Vec<(usize, RequestRing)>,
     turn: usize,
 }
 
 impl Rings {
-    pub(super) fn expected(coming: Vec<oneshot::Receiver<RequestRing>>) -> Self {
+    pub(super) fn expected(coming: Vec<(usize, oneshot::Receiver<RequestRing>)>) -> Self {
         Self { coming, ..Self::default() }
     }
 
@@ -55,23 +82,31 @@ impl Rings {
 
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Verified>> {
         let there = &mut self.there;
-        self.coming.retain_mut(|coming| match Pin::new(coming).poll(context) {
+        self.coming.retain_mut(|(number, coming)| match Pin::new(coming).poll(context) {
             Poll::Pending => true,
             // Without a ring its program could not be loaded.
             Poll::Ready(ring) => {
                 there.extend(ring.ok().map(|mut ring| {
                     ring.beat();
-                    ring
+                    (*number, ring)
                 }));
                 false
             }
         });
         self.turn = self.turn.wrapping_add(1);
-        in_turn(self.turn, &mut self.there, |ring| ring.poll_next(context))
+        in_turn(self.turn, &mut self.there, |(_, ring)| ring.poll_next(context))
     }
 
     pub(super) fn each(&mut self) -> impl Iterator<Item = &mut RequestRing> {
-        self.there.iter_mut()
+        self.there.iter_mut().map(|(_, ring)| ring)
+    }
+
+    /// Closes the ring of a listener. What is in it goes to `each`.
+    fn end(&mut self, number: usize, mut each: impl FnMut(Verified)) {
+        self.coming.retain(|(of, _)| *of != number);
+        for (_, mut ring) in self.there.extract_if(.., |(of, _)| *of == number) {
+            ring.take_waiting(&mut each);
+        }
     }
 }
 
@@ -89,11 +124,11 @@ fn in_turn<T, R>(turn: usize, all: &mut [T], mut poll: impl FnMut(&mut T) -> Pol
 }
 
 /// The next request at any socket. Dropping the future loses none.
-async fn next_at(sockets: &[Arc<RequestSocket>], turn: usize) -> Verified {
-    if let [only] = sockets {
+async fn next_at(sockets: &[(usize, Arc<RequestSocket>)], turn: usize) -> Verified {
+    if let [(_, only)] = sockets {
         return only.next().await;
     }
-    let mut waiting: Vec<_> = sockets.iter().map(|socket| Box::pin(socket.next())).collect();
+    let mut waiting: Vec<_> = sockets.iter().map(|(_, socket)| Box::pin(socket.next())).collect();
     let mut turn = turn;
     poll_fn(move |context| {
         turn = turn.wrapping_add(1);
@@ -111,14 +146,18 @@ pub(super) async fn serve(
     stopped: impl Future<Output = ()>,
 ) -> Result<(), DaemonError> {
     tokio::pin!(stopped);
-    let Sources { sockets, rings, arrivals } = sources;
     let watchdog = Watchdog::of_unit();
     let beat =
         Beat::every(watchdog.interval(BEAT)).map_err(|error| DaemonError::Runtime("start the heartbeat", error))?;
     let (mut beats, mut turn) = (0_u32, 0_usize);
+    let accept = |incoming: Incoming| {
+        fault::standstill(Point::InTheLoop);
+        pipeline.accept(incoming);
+    };
     loop {
         turn = turn.wrapping_add(1);
-        tokio::select! {
+        let Sources { sockets, rings, arrivals, changes } = &mut *sources;
+        let change = tokio::select! {
             // Only this loop sends the heartbeat: if it hangs, programs and systemd must notice.
             ticked = beat.tick() => {
                 ticked.map_err(|error| DaemonError::Runtime("go on with the heartbeat", error))?;
@@ -132,20 +171,33 @@ pub(super) async fn serve(
                 if beats.is_multiple_of(BEATS_PER_LOOK) {
                     look.notify_one();
                 }
+                None
             }
             () = &mut stopped => return Ok(()),
-            request = rings.next() => match request {
-                Ok(request) => pipeline.accept(request),
-                Err(error) => return Err(DaemonError::Runtime("read the ring buffer", error)),
-            },
-            request = next_at(sockets, turn) => pipeline.accept(request),
+            // Its other end lives as long as the daemon.
+            Some(change) = changes.recv() => Some(change),
+            request = rings.next() => {
+                accept(request.map_err(|error| DaemonError::Runtime("read the ring buffer", error))?.into());
+                None
+            }
+            request = next_at(sockets, turn) => {
+                accept(request.into());
+                None
+            }
             // Not in the backlog: a connection's peer has asked what came over it, and no more.
-            incoming = arrivals.next() => pipeline.accept(incoming),
+            incoming = arrivals.next() => {
+                accept(incoming);
+                None
+            }
             question = questions.next() => {
                 rings.each().for_each(|ring| ring.take_waiting(|request| pipeline.accept(request)));
-                sockets.iter().for_each(|socket| socket.take_waiting(|request| pipeline.accept(request)));
+                sockets.iter().for_each(|(_, socket)| socket.take_waiting(|request| pipeline.accept(request)));
                 drop(question);
+                None
             }
+        };
+        if let Some(change) = change {
+            sources.change(change, pipeline);
         }
     }
 }

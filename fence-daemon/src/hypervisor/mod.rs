@@ -392,16 +392,20 @@ impl Hypervisors {
         self.known.list().await
     }
 
-    /// Waits until no restart without a record is left, for a few seconds at most. No other daemon
-    /// knows of it, so its pause is cut short. To be called before a stop, while requests are still
-    /// served: the next daemon hears nothing before this one has ended.
-    pub async fn start_unrecorded(&self) {
+    /// Waits for pending restarts before a stop, while requests are still served. No other daemon
+    /// knows of a restart without a record. So it is waited for, for a few seconds at most, and its
+    /// pause is cut short. One on record that is due now is waited for as long as `bound`.
+    pub async fn start_pending(&self, bound: Duration) {
         let begun = Instant::now();
         let restarts = &self.orders.restarts;
         restarts.end_pauses(begun);
-        let is_only_ours = |pending: &Pending| !pending.plan.held && pending.plan.kept.is_none();
+        let is_worth_it = |pending: &Pending| match &pending.plan.kept {
+            _ if pending.plan.held => false,
+            Some(_) => begun.elapsed() < bound && pending.not_before <= Moment::now(),
+            None => true,
+        };
         let started = async {
-            while restarts.all().iter().any(is_only_ours) {
+            while restarts.all().iter().any(is_worth_it) {
                 sleep(SHUTDOWN_LOOK).await;
             }
         };
@@ -412,7 +416,7 @@ impl Hypervisors {
     /// when no order is in flight.
     ///
     /// The next daemon can do restarts on record as well, so one that pauses is left to it. A
-    /// restart without a record is waited for a little longer (see [`Self::start_unrecorded`]), and
+    /// restart without a record is waited for a little longer (see [`Self::start_pending`]), and
     /// its pause is cut short.
     pub async fn shutdown(&self, bound: Duration) {
         let begun = Instant::now();

@@ -379,7 +379,7 @@ async fn shutdown_waits_for_restarts_and_is_bounded() {
     let (h, _file) = node(Node::default().running("a", 1)).await;
     pend(&h, "t", 5, Source::Xml(Zeroizing::new("<no domain>".to_owned()))).await;
     let begun = StdInstant::now();
-    h.start_unrecorded().await;
+    h.start_pending(Duration::ZERO).await;
     let took = begun.elapsed();
     // On no record: it is waited for while requests are served.
     assert!(took >= QUICK.unrecorded && took < 2 * QUICK.unrecorded, "{took:?}");
@@ -392,7 +392,7 @@ async fn shutdown_waits_for_restarts_and_is_bounded() {
     let (h, _file) = node(Node::default().running("a", 1)).await;
     assert_eq!(reply(&h, Op::Reboot, "a").await, Reply::Success);
     let begun = StdInstant::now();
-    h.start_unrecorded().await;
+    h.start_pending(Duration::ZERO).await;
     h.shutdown(Duration::from_secs(5)).await;
     assert!(begun.elapsed() < Duration::from_secs(2));
     assert!(h.orders.restarts.all().is_empty());

@@ -4,6 +4,8 @@
 //! changes, and returns commands. The caller reports each command's result. [`Listening::tell`]
 //! then compares with what it has logged before.
 
+mod wanted;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 

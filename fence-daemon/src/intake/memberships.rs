@@ -5,31 +5,21 @@
 //! and threads of its own for that, and no request waits for it.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 
 use fence_common::verdict::Counters;
 use fence_config::Alone;
 use fence_net::interface::{Interface, Wanted};
-use tokio::sync::{oneshot, watch};
-use tokio::task::JoinHandle;
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
 use super::kernel::{self, Attachment, KernelProgram, Mode, Sharer};
 use super::leads::Leads;
-use super::links::{Changes, Links};
+use super::links::Changes;
 use super::listening::{Attached, Command, Ends, HeardInterface, InterfaceNews, Listening, Now, Refusal};
 use super::socket::RequestSocket;
 use crate::systemd::StatusPart;
-
-/// How often failed commands are tried again: they may become possible without a message from the
-/// kernel.
-const TRY_AGAIN: Duration = Duration::from_secs(5);
-
-/// How long a stop waits for a system call that the kernel delays.
-const STOP_WITHIN: Duration = Duration::from_secs(3);
 
 /// The socket, the program, and the interfaces of both: one multicast listener's.
 #[derive(Debug)]
@@ -112,6 +102,12 @@ impl Memberships {
         Self { leads: Leads::new(alone), ..self }
     }
 
+    /// Listens on another interface from the next look on.
+    pub(super) fn want(&mut self, wanted: Wanted) {
+        self.listening.want(if let Wanted::Named(name) = &wanted { Some(name.clone()) } else { None });
+        self.wanted = wanted;
+    }
+
     /// Attaches a program once it is loaded. Until then the socket serves.
     #[must_use]
     pub fn expecting(self, coming: Option<Coming>) -> Self {
@@ -120,7 +116,7 @@ impl Memberships {
 
     /// Waits for the program that is being loaded, if there is one. Dropping the future loses
     /// nothing; call it again.
-    async fn program_came(&mut self) {
+    pub(super) async fn program_came(&mut self) {
         let Some(coming) = &mut self.coming else { return std::future::pending().await };
         let program = coming.await.ok();
         self.coming = None;
@@ -147,7 +143,7 @@ impl Memberships {
 
     /// Looks at the interfaces and carries out what has to be done. May be as slow as the kernel.
     /// Must be called within a tokio runtime.
-    fn look(&mut self, changes: &Changes, again: bool) -> Heard {
+    pub(super) fn look(&mut self, changes: &Changes, again: bool) -> Heard {
         let there = self.wanted.there();
         let there_is = |index: u32| there.iter().any(|present| present.interface.index == index);
         let attached = self.listening.attached_to();
@@ -265,8 +261,18 @@ impl Memberships {
         }
     }
 
+    /// When where the interfaces lead is to be looked at next.
+    pub(super) fn leads_due(&self) -> Option<Instant> {
+        self.leads.due()
+    }
+
+    /// Whether to look again in a while, even if nothing changes.
+    pub(super) fn is_unfinished(&self) -> bool {
+        self.listening.is_unfinished()
+    }
+
     /// Detaches the program. Returns its counters, if there is a program.
-    fn end(self) -> Option<Counters> {
+    pub(super) fn end(self) -> Option<Counters> {
         // Its links go with it.
         self.program?.0.counters().ok()
     }
@@ -329,122 +335,4 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     let first_line = |error: &dyn std::error::Error| error.to_string().lines().next().unwrap_or_default().to_owned();
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     causes.fold(first_line(error), |text, cause| format!("{text}: {}", first_line(cause)))
-}
-
-/// The task that keeps a listener on its interfaces.
-#[derive(Debug)]
-pub struct Follower {
-    heard: watch::Receiver<Heard>,
-    stop: oneshot::Sender<()>,
-    /// The task's result is `None` if the task broke off; the field is `None` once the result was
-    /// reported.
-    task: Option<JoinHandle<Option<Memberships>>>,
-}
-
-impl Follower {
-    /// Begins to listen on the existing interfaces, and follows the changes in `links` from then
-    /// on.
-    #[must_use]
-    pub fn start(memberships: Memberships, links: Links) -> Self {
-        let (tell, heard) = watch::channel(Heard::default());
-        let (stop, stopped) = oneshot::channel();
-        let task = tokio::spawn(follow(memberships, links, tell, stopped));
-        Self { heard, stop, task: Some(task) }
-    }
-
-    /// Waits until requests are heard, and returns the interfaces.
-    ///
-    /// # Errors
-    /// As [`Follower::broken`].
-    pub async fn heard(&mut self) -> io::Result<Heard> {
-        if let Ok(heard) = self.heard.wait_for(|heard| heard.hears).await {
-            return Ok(heard.clone());
-        }
-        Err(self.broken().await)
-    }
-
-    /// How it is, in a line.
-    #[must_use]
-    pub fn status(&self) -> String {
-        self.heard.borrow().status.clone()
-    }
-
-    /// The same as it changes, for the report.
-    #[must_use]
-    pub fn watch(&self) -> watch::Receiver<Heard> {
-        self.heard.clone()
-    }
-
-    /// What is listened on now.
-    #[must_use]
-    pub fn now(&self) -> Heard {
-        self.heard.borrow().clone()
-    }
-
-    /// Returns when the task ends by itself, which it must not.
-    pub async fn broken(&mut self) -> io::Error {
-        let Some(task) = &mut self.task else { return std::future::pending().await };
-        let result = task.await;
-        self.task = None;
-        match result {
-            Ok(_) => io::Error::other("it ended"),
-            Err(error) => io::Error::other(error),
-        }
-    }
-
-    /// Ends the task and detaches the program. Returns the program's counters, if there is a
-    /// program.
-    pub async fn end(self) -> Option<Counters> {
-        let _ = self.stop.send(());
-        match tokio::time::timeout(STOP_WITHIN, self.task?).await {
-            Ok(Ok(memberships)) => memberships.and_then(Memberships::end),
-            // The program goes with the process.
-            Ok(Err(_)) | Err(_) => None,
-        }
-    }
-}
-
-async fn sleep_until(due: Option<Instant>) {
-    match due {
-        Some(due) => tokio::time::sleep_until(due).await,
-        None => std::future::pending().await,
-    }
-}
-
-async fn follow(
-    mut memberships: Memberships,
-    mut links: Links,
-    tell: watch::Sender<Heard>,
-    mut stopped: oneshot::Receiver<()>,
-) -> Option<Memberships> {
-    let (mut changes, mut again) = (Changes::default(), false);
-    let mut due = None;
-    loop {
-        let looked = tokio::task::spawn_blocking(move || {
-            let heard = memberships.look(&changes, again);
-            (memberships, heard)
-        });
-        let heard;
-        (memberships, heard) = match looked.await {
-            Ok(looked) => looked,
-            Err(error) => {
-                error!("the task that follows the interfaces broke off: {error}");
-                return None;
-            }
-        };
-        tell.send_if_modified(|told| std::mem::replace(told, heard.clone()) != heard);
-        due = match due {
-            _ if !memberships.listening.is_unfinished() => None,
-            Some(due) if !again => Some(due),
-            _ => Some(Instant::now() + TRY_AGAIN),
-        };
-        let leads_due = memberships.leads.due();
-        (changes, again) = tokio::select! {
-            changes = links.next() => (changes, false),
-            () = sleep_until(due) => (Changes::default(), true),
-            () = sleep_until(leads_due) => (Changes::default(), false),
-            () = memberships.program_came() => (Changes::default(), false),
-            _ = &mut stopped => return Some(memberships),
-        };
-    }
 }

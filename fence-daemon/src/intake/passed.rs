@@ -2,9 +2,11 @@
 //! its listener, and those that it has kept for multicast listeners over a restart.
 
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use fence_config::Listener;
+use fence_net::interface::Interface;
 use socket2::{Domain, Protocol, Socket, Type};
 use tracing::warn;
 
@@ -37,28 +39,38 @@ impl Passed {
     }
 
     /// The socket that an earlier daemon had for this group, and the interface on which it has
-    /// heard the group meanwhile.
+    /// heard the group meanwhile. Those that are bound to an interface are closed: they have the
+    /// port.
     pub(super) fn kept(&mut self, group: IpAddr, port: u16) -> Option<(String, Socket)> {
-        let is_it = |(called, socket): &(String, Socket)| {
-            let address = socket.local_addr().ok().and_then(|address| address.as_socket());
-            called.starts_with(KEPT)
-                && socket.r#type().is_ok_and(|kind| kind == Type::DGRAM)
-                && address.is_some_and(|address| address.ip() == group && address.port() == port)
-        };
-        let at = self.0.iter().position(is_it)?;
+        self.close(|name, socket| is_kept(name, socket, group, port) && bound_to(socket) != Some(0));
+        let at = self.0.iter().position(|(name, socket)| is_kept(name, socket, group, port))?;
         let (name, socket) = self.0.swap_remove(at);
         Some((name.trim_start_matches(KEPT).to_owned(), socket))
+    }
+
+    /// The socket that an earlier daemon had for this group, bound to this interface.
+    pub(super) fn kept_on(&mut self, group: IpAddr, port: u16, interface: &Interface) -> Option<Socket> {
+        let called = kept_name(&interface.name)?;
+        let is_it = |(name, socket): &(String, Socket)| {
+            *name == called && is_kept(name, socket, group, port) && bound_to(socket) == Some(interface.index)
+        };
+        let at = self.0.iter().position(is_it)?;
+        Some(self.0.swap_remove(at).1)
     }
 
     /// Closes the kept sockets that no listener has taken, here and at systemd: their ports are
     /// free then.
     pub fn close_kept(&mut self) {
-        self.0.retain(|(name, _)| {
-            let is_kept = name.starts_with(KEPT);
-            if is_kept {
+        self.close(|name, _| name.starts_with(KEPT));
+    }
+
+    fn close(&mut self, is_over: impl Fn(&str, &Socket) -> bool) {
+        self.0.retain(|(name, socket)| {
+            let is_over = is_over(name, socket);
+            if is_over {
                 systemd::keep_no_more(name);
             }
-            !is_kept
+            !is_over
         });
     }
 
@@ -116,13 +128,26 @@ impl Passed {
     }
 
     /// Closes the rest, which no listener wants, and says so.
-    pub fn close(self) {
+    pub fn close_rest(self) {
         for (name, _) in self.0 {
             warn!(
                 "systemd passes a socket called {name:?}, and no listener of this name has `socket = \"systemd\"`: closed"
             );
         }
     }
+}
+
+/// Whether a socket is one that was kept for this group.
+fn is_kept(name: &str, socket: &Socket, group: IpAddr, port: u16) -> bool {
+    let address = socket.local_addr().ok().and_then(|address| address.as_socket());
+    name.starts_with(KEPT)
+        && socket.r#type().is_ok_and(|kind| kind == Type::DGRAM)
+        && address.is_some_and(|address| address.ip() == group && address.port() == port)
+}
+
+/// The index of the interface that a socket is bound to; 0 if it is bound to none.
+fn bound_to(socket: &Socket) -> Option<u32> {
+    socket.device_index_v4().ok().map(|index| index.map_or(0, NonZeroU32::get))
 }
 
 /// Why no client can connect to a socket.
@@ -205,6 +230,25 @@ mod tests {
         passed.close_kept();
         assert_eq!(passed.0.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["tcp"]);
         assert_eq!((kept_name("a:b"), kept_name("a b"), kept_name("\u{fc}")), (None, None, None));
+    }
+
+    #[tokio::test]
+    async fn a_kept_socket_that_is_bound_is_for_its_interface_alone() {
+        let (lo, home) = (Interface::named("lo").unwrap(), IpAddr::from([127, 0, 0, 1]));
+        let kept = || {
+            let kept = socket(Domain::IPV4, Type::DGRAM, false);
+            kept.bind_device_by_index_v4(NonZeroU32::new(lo.index)).unwrap();
+            let port = kept.local_addr().unwrap().as_socket().unwrap().port();
+            (Passed(vec![(kept_name("lo").unwrap(), kept)]), port)
+        };
+        let (mut passed, port) = kept();
+        let other = Interface { name: "lo".to_owned(), index: lo.index + 1 };
+        assert!(passed.kept_on(home, port, &other).is_none(), "another one has the name by now");
+        assert!(passed.kept_on(home, port + 1, &lo).is_none());
+        assert!(passed.kept_on(home, port, &lo).is_some() && passed.0.is_empty());
+        // It has the port, so it must be gone before another one is opened.
+        let (mut passed, port) = kept();
+        assert!(passed.kept(home, port).is_none() && passed.0.is_empty());
     }
 
     #[tokio::test]

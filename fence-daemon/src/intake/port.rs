@@ -55,7 +55,8 @@ pub(super) enum At {
 
 /// Why nobody can connect.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
-pub(super) enum NoPort {
+#[allow(missing_docs, reason = "each says its own text")]
+pub enum NoPort {
     #[error("TCP port {0} is taken (is fence_virtd running, or fence_xvm on this host?)")]
     TcpTaken(u16),
     #[error("vsock port {0} is taken (is fence_virtd running?)")]
@@ -197,12 +198,31 @@ impl ListeningPort {
     }
 }
 
+/// Looks whether a port can be opened. It is closed again.
+///
+/// # Errors
+/// It cannot.
+pub(super) fn probe(at: &At) -> Result<(), NoPort> {
+    let bound = match at {
+        At::Tcp { address, interface, only_v6 } => {
+            let interface = named(interface.as_deref())?;
+            bound_tcp(*address, interface.as_ref(), *only_v6)
+        }
+        At::Vsock(port) => bound_vsock(*port),
+    };
+    bound.map(drop).map_err(|error| refusal(at, &error))
+}
+
+fn named(interface: Option<&str>) -> Result<Option<Interface>, NoPort> {
+    let named = |name: &str| Interface::named(name).ok_or_else(|| NoPort::NoInterface(name.to_owned()));
+    interface.map(named).transpose()
+}
+
 impl OpenPort {
     fn new(at: &At) -> Result<Self, NoPort> {
         let opened = match at {
             At::Tcp { address, interface, only_v6 } => {
-                let named = |name: &String| Interface::named(name).ok_or_else(|| NoPort::NoInterface(name.clone()));
-                let interface = interface.as_ref().map(named).transpose()?;
+                let interface = named(interface.as_deref())?;
                 tcp(*address, interface.as_ref(), *only_v6).and_then(|socket| Self::of(socket, interface))
             }
             At::Vsock(port) => vsock(*port).and_then(|socket| Self::of(socket, None)),
@@ -228,6 +248,12 @@ impl OpenPort {
 }
 
 fn tcp(address: SocketAddr, interface: Option<&Interface>, only_v6: bool) -> io::Result<Socket> {
+    let socket = bound_tcp(address, interface, only_v6)?;
+    socket.listen(BACKLOG)?;
+    Ok(socket)
+}
+
+fn bound_tcp(address: SocketAddr, interface: Option<&Interface>, only_v6: bool) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
     // ClientConnections of an earlier daemon may still be closing. Two listeners at one port remain
@@ -238,15 +264,19 @@ fn tcp(address: SocketAddr, interface: Option<&Interface>, only_v6: bool) -> io:
     }
     socket.bind_device(interface.map(|interface| interface.name.as_bytes()))?;
     socket.bind(&SockAddr::from(address))?;
-    socket.listen(BACKLOG)?;
     Ok(socket)
 }
 
 fn vsock(port: u16) -> io::Result<Socket> {
+    let socket = bound_vsock(port)?;
+    socket.listen(BACKLOG)?;
+    Ok(socket)
+}
+
+fn bound_vsock(port: u16) -> io::Result<Socket> {
     let socket = Socket::new(Domain::VSOCK, Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
     socket.bind(&SockAddr::vsock(VMADDR_CID_ANY, port.into()))?;
-    socket.listen(BACKLOG)?;
     Ok(socket)
 }
 

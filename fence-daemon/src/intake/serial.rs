@@ -28,7 +28,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
 
-use super::arrivals::{Arrivals, Feed};
+use super::arrivals::{Feed, Inlet};
 use super::awake::Awake;
 use super::judge::Judge;
 use super::line::Link;
@@ -107,11 +107,11 @@ pub struct LineIntake {
 impl LineIntake {
     /// Begins to listen to the ports, for the queue. Must be called within a tokio runtime.
     #[must_use]
-    pub fn start(settings: Serial, judge: Judge, ports: impl Ports, arrivals: &mut Arrivals) -> Arc<Self> {
+    pub fn start(settings: Serial, judge: Judge, ports: impl Ports, inlet: &mut Inlet) -> Arc<Self> {
         let (lines, counters) = (Mutex::default(), Mutex::default());
-        let (numbers, awake) = (AtomicU64::new(0), arrivals.awake());
+        let (numbers, awake) = (AtomicU64::new(0), inlet.awake());
         let intake = Arc::new(Self { settings, judge, lines, counters, numbers, awake });
-        arrivals.listen(|feed| Arc::clone(&intake).keep(Arc::new(ports), feed));
+        inlet.listen(|feed| Arc::clone(&intake).keep(Arc::new(ports), feed));
         intake
     }
 

@@ -5,10 +5,8 @@
 //! only on interfaces where it has joined it. That membership also makes a snooping bridge deliver
 //! the group here.
 
-use std::io;
 use std::mem::MaybeUninit;
-use std::net::{IpAddr, SocketAddr, SocketAddrV6};
-use std::num::NonZeroU32;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd as _;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -21,16 +19,15 @@ use fence_common::sync::lock;
 use fence_common::verdict::{Counters, Verdict};
 use fence_common::wire::Request;
 use fence_net::interface::Interface;
-use nix::libc;
-use nix::sys::socket::setsockopt;
-use nix::sys::socket::sockopt::{Ipv4PacketInfo, Ipv6RecvPacketInfo, ReceiveTimestampns};
-use socket2::{Domain, InterfaceIndexOrAddress, Protocol, SockAddr, SockRef, Socket, Type};
+use socket2::{SockRef, Socket};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 use tokio::sync::watch;
 use zerocopy::FromBytes;
 
 use super::datagram::{Datagram, receive};
+use super::group_socket::{Binding, bind_to, bound, is_of_the_link, join, join_again, leave, taken_over};
+pub use super::group_socket::{SocketError, probe};
 use super::judge::Judge;
 use super::keyring::Keyring;
 use super::passed::{Passed, kept_name};
@@ -54,58 +51,6 @@ const QUEUE_MAX: usize = 4096;
 /// How long at most the reader takes to let go of a socket that is being replaced.
 const LET_GO: Duration = Duration::from_millis(500);
 
-/// Why the socket cannot be had.
-#[derive(Debug, thiserror::Error)]
-pub enum SocketError {
-    /// Somebody else has the port.
-    #[error(
-        "UDP port {0} is taken for {1}: is fence_virtd, or another fence-daemon, running? (`systemctl disable --now fence_virtd`)"
-    )]
-    PortTaken(u16, IpAddr),
-    /// The administrator's: a link-local group is another group on each link.
-    #[error(
-        "{0} is another group on each network: name the one that is meant with `interface` in the multicast section"
-    )]
-    NoInterface(IpAddr),
-    /// The kernel refuses the membership.
-    #[error("cannot join {group} on {interface}: {error}{}", remedy(*group, error))]
-    Join {
-        /// The group's address.
-        group: IpAddr,
-        /// The interface's name.
-        interface: String,
-        /// What the kernel says.
-        error: io::Error,
-    },
-    /// Anything else.
-    #[error("cannot {what} the request socket for {address}: {error}")]
-    Kernel {
-        /// What was tried.
-        what: &'static str,
-        /// Group and port.
-        address: SocketAddr,
-        /// What the kernel says.
-        error: io::Error,
-    },
-}
-
-/// The remedy for a membership that the kernel refuses.
-fn remedy(group: IpAddr, error: &io::Error) -> &'static str {
-    match (group, error.raw_os_error()) {
-        (IpAddr::V4(_), Some(libc::ENOBUFS)) => {
-            " (too many memberships: raise them with `sysctl net.ipv4.igmp_max_memberships=100`, or name one `interface`)"
-        }
-        (IpAddr::V6(_), Some(libc::ENOMEM | libc::ENOBUFS)) => {
-            " (too many memberships: raise `sysctl net.core.optmem_max`, or name one `interface`)"
-        }
-        (IpAddr::V6(_), Some(libc::EINVAL | libc::ENODEV)) => {
-            " (is IPv6 switched on there, and the MTU at least 1280?)"
-        }
-        (IpAddr::V4(_), Some(libc::ENODEV)) => " (is it gone, or its MTU smaller than 68?)",
-        _ => "",
-    }
-}
-
 /// The socket, and the rules by which it accepts a datagram.
 #[derive(Debug)]
 pub struct RequestSocket {
@@ -115,7 +60,9 @@ pub struct RequestSocket {
     /// that another listener hears elsewhere must be. So these sockets open once the interface is
     /// there, and again when the interface is replaced.
     socket: watch::Sender<Option<Arc<UdpSocket>>>,
-    binding: Binding,
+    binding: Mutex<Binding>,
+    /// The name by which systemd keeps the socket.
+    kept: Mutex<Option<String>>,
     /// An earlier daemon has opened it, and may have joined the group.
     is_taken_over: bool,
     rules: Rules,
@@ -156,7 +103,11 @@ impl RequestSocket {
             (false, false) => Binding::Free,
         };
         if binding != Binding::Free {
-            return Self::bound(group, port, rules, keys, binding, None);
+            let bound_to = interface.filter(|_| binding == Binding::ToTheInterface).and_then(Interface::named);
+            let kept = bound_to.and_then(|interface| passed.kept_on(group, port, &interface));
+            let opened = Self::bound(group, port, rules, keys, binding, kept)?;
+            interface.into_iter().for_each(|interface| opened.keep(interface));
+            return Ok(opened);
         }
         let kept = passed.kept(group, port).map(|(heard, socket)| {
             if interface != Some(heard.as_str()) {
@@ -172,12 +123,49 @@ impl RequestSocket {
             socket
         });
         let opened = Self::bound(group, port, rules, keys, binding, kept)?;
-        if let Some((name, socket)) = interface.and_then(kept_name).zip(opened.socket.borrow().as_ref())
-            && let Err(error) = systemd::keep(&name, socket.as_fd())
-        {
-            tracing::debug!("systemd does not keep the request socket over a restart: {error}");
+        if let Some(interface) = interface {
+            opened.keep(interface);
         }
         Ok(opened)
+    }
+
+    /// Lets systemd keep the socket over a restart, for this interface. One of the link does not
+    /// outlive it.
+    pub fn keep(&self, interface: &str) {
+        let current = self.socket.borrow().clone().filter(|_| self.binding() != Binding::ToTheLink);
+        let Some((name, socket)) = kept_name(interface).zip(current) else { return };
+        match systemd::keep(&name, socket.as_fd()) {
+            Ok(()) => *lock(&self.kept) = Some(name),
+            Err(error) => tracing::debug!("systemd does not keep the request socket over a restart: {error}"),
+        }
+    }
+
+    /// Lets systemd close its copy of the socket.
+    pub fn keep_no_more(&self) {
+        lock(&self.kept).take().iter().for_each(|name| systemd::keep_no_more(name));
+    }
+
+    fn binding(&self) -> Binding {
+        *lock(&self.binding)
+    }
+
+    /// Binds the socket to its interface too, so that another listener can hear the same group
+    /// elsewhere. What waits in the socket stays.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn narrow(&self, interface: &Interface) -> Result<(), SocketError> {
+        let Some(socket) = self.socket.borrow().clone() else { return Ok(()) };
+        let mut binding = lock(&self.binding);
+        if *binding == Binding::Free {
+            bind_to(&SockRef::from(&*socket), self.group, interface.index).map_err(|error| SocketError::Kernel {
+                what: "bind",
+                address: SocketAddr::new(self.group, self.port),
+                error,
+            })?;
+            *binding = Binding::ToTheInterface;
+        }
+        Ok(())
     }
 
     fn bound(
@@ -196,7 +184,8 @@ impl RequestSocket {
         };
         let (socket, _) = watch::channel(socket);
         let complaints = LogLimit::new(1, Duration::from_secs(60));
-        Ok(Self { group, port, socket, binding, is_taken_over, rules, judge, counters: Mutex::default(), complaints })
+        let (binding, kept, counters) = (Mutex::new(binding), Mutex::default(), Mutex::default());
+        Ok(Self { group, port, socket, binding, kept, is_taken_over, rules, judge, counters, complaints })
     }
 
     /// Judges by this from now on, as other listeners do. Until then only the key counts.
@@ -221,8 +210,12 @@ impl RequestSocket {
     /// See [`SocketError`].
     pub fn join(&self, interface: &Interface) -> Result<(), SocketError> {
         let refused = |error| SocketError::Join { group: self.group, interface: interface.name.clone(), error };
-        if self.binding == Binding::Free {
-            let current = self.socket.borrow().clone();
+        let (binding, current) = (self.binding(), self.socket.borrow().clone());
+        let is_there = |socket: &Arc<UdpSocket>| {
+            let index = SockRef::from(&**socket).device_index_v4().ok().flatten();
+            binding == Binding::ToTheInterface && index.is_some_and(|index| index.get() == interface.index)
+        };
+        if binding == Binding::Free || self.is_taken_over && current.as_ref().is_some_and(is_there) {
             let how = if self.is_taken_over { join_again } else { join };
             return current
                 .map_or(Ok(()), |socket| how(&SockRef::from(&*socket), self.group, interface.index))
@@ -232,7 +225,7 @@ impl RequestSocket {
         let _ = self.socket.send_replace(None);
         let mut waited = Duration::ZERO;
         let socket = loop {
-            match bound(self.group, self.port, interface.index, self.binding) {
+            match bound(self.group, self.port, interface.index, binding) {
                 Err(SocketError::PortTaken(..)) if waited < LET_GO => {
                     std::thread::sleep(Duration::from_millis(5));
                     waited += Duration::from_millis(5);
@@ -242,6 +235,7 @@ impl RequestSocket {
         };
         join(&SockRef::from(&socket), self.group, interface.index).map_err(refused)?;
         self.socket.send_replace(Some(Arc::new(socket)));
+        self.keep(&interface.name);
         Ok(())
     }
 
@@ -250,8 +244,10 @@ impl RequestSocket {
     /// The kernel keeps a membership of a deleted interface until then. It counts against the
     /// socket's small limit, and as a membership of a new interface with the same index.
     pub fn leave(&self, index: u32) {
-        if self.binding != Binding::Free {
+        if self.binding() != Binding::Free {
             let _ = self.socket.send_replace(None);
+            // The copy has the port as well.
+            self.keep_no_more();
             return;
         }
         let Some(socket) = self.socket.borrow().clone() else { return };
@@ -339,103 +335,13 @@ impl RequestSocket {
     }
 }
 
-/// Whether a group has interface-local or link-local scope.
-fn is_of_the_link(group: IpAddr) -> bool {
-    matches!(group, IpAddr::V6(group) if matches!(group.segments()[0] & 0xf, 1 | 2))
-}
-
-/// What a socket is bound to besides the group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Binding {
-    /// Nothing: it hears wherever it joins the group.
-    Free,
-    /// To the link that a link-local group belongs to.
-    ToTheLink,
-    /// To an interface, so that others can hear the same group on theirs.
-    ToTheInterface,
-}
-
-/// A socket that is bound to the group, and as `binding` says to the interface with this index.
-fn bound(group: IpAddr, port: u16, index: u32, binding: Binding) -> Result<UdpSocket, SocketError> {
-    let address = match group {
-        IpAddr::V6(group) => SocketAddrV6::new(group, port, 0, index).into(),
-        IpAddr::V4(_) => SocketAddr::new(group, port),
-    };
-    let kernel = |what| move |error| SocketError::Kernel { what, address, error };
-    let domain = Domain::for_address(address);
-    let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP)).map_err(kernel("open"))?;
-    socket.set_nonblocking(true).map_err(kernel("prepare"))?;
-    // A datagram's age counts from its arrival, not from our read.
-    setsockopt(&socket, ReceiveTimestampns, &true).map_err(io::Error::from).map_err(kernel("prepare"))?;
-    match group {
-        IpAddr::V4(_) => socket.set_multicast_all_v4(false),
-        IpAddr::V6(_) => socket.set_only_v6(true).and_then(|()| socket.set_multicast_all_v6(false)),
-    }
-    .map_err(kernel("narrow"))?;
-    // The callback leaves by the interface that the datagram came by.
-    match group {
-        IpAddr::V4(_) => setsockopt(&socket, Ipv4PacketInfo, &true),
-        IpAddr::V6(_) => setsockopt(&socket, Ipv6RecvPacketInfo, &true),
-    }
-    .map_err(io::Error::from)
-    .map_err(kernel("prepare"))?;
-    if binding == Binding::ToTheInterface {
-        let index = NonZeroU32::new(index);
-        match group {
-            IpAddr::V4(_) => socket.bind_device_by_index_v4(index),
-            IpAddr::V6(_) => socket.bind_device_by_index_v6(index),
-        }
-        .map_err(kernel("bind"))?;
-    }
-    // No SO_REUSEADDR on purpose: two servers on one port would both answer.
-    socket.bind(&SockAddr::from(address)).map_err(|error| {
-        if error.kind() == io::ErrorKind::AddrInUse {
-            SocketError::PortTaken(port, group)
-        } else {
-            SocketError::Kernel { what: "bind", address, error }
-        }
-    })?;
-    UdpSocket::from_std(socket.into()).map_err(kernel("watch"))
-}
-
-/// An earlier daemon's socket. It is bound and prepared already.
-fn taken_over(kept: Socket, group: IpAddr, port: u16) -> Result<UdpSocket, SocketError> {
-    let failed = |error| SocketError::Kernel { what: "take over", address: SocketAddr::new(group, port), error };
-    kept.set_nonblocking(true).map_err(failed)?;
-    kept.set_cloexec(true).map_err(failed)?;
-    UdpSocket::from_std(kept.into()).map_err(failed)
-}
-
-fn join(socket: &Socket, group: IpAddr, index: u32) -> io::Result<()> {
-    match group {
-        IpAddr::V4(group) => socket.join_multicast_v4_n(&group, &InterfaceIndexOrAddress::Index(index)),
-        IpAddr::V6(group) => socket.join_multicast_v6(&group, index),
-    }
-}
-
-/// Joins where an earlier daemon may have joined already. That may have been on an interface which
-/// had this number.
-fn join_again(socket: &Socket, group: IpAddr, index: u32) -> io::Result<()> {
-    match join(socket, group, index) {
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            leave(socket, group, index).and_then(|()| join(socket, group, index))
-        }
-        result => result,
-    }
-}
-
-fn leave(socket: &Socket, group: IpAddr, index: u32) -> io::Result<()> {
-    match group {
-        IpAddr::V4(group) => socket.leave_multicast_v4_n(&group, &InterfaceIndexOrAddress::Index(index)),
-        IpAddr::V6(group) => socket.leave_multicast_v6(&group, index),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::io;
     use std::net::{Ipv4Addr, Ipv6Addr};
 
     use super::*;
+    use crate::intake::group_socket::remedy;
     use crate::intake::replay_cache::ReplayCache;
     use fence_common::hash::HashKind;
     use fence_common::keys::GroupKey;
@@ -443,6 +349,8 @@ mod tests {
     use fence_common::replay_cache::DatagramId;
     use fence_common::wire::{FAMILY_V4, Op};
     use fence_config::{Group, Groups};
+    use nix::libc;
+    use socket2::{Domain, Protocol, Type};
     use zerocopy::{FromZeros, IntoBytes};
 
     const GROUP: IpAddr = IpAddr::V4(Ipv4Addr::new(239, 255, 77, 12));

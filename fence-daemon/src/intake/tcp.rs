@@ -14,12 +14,12 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 use tracing::{error, info, warn};
 
-use super::arrivals::{Arrivals, Feed};
+use super::arrivals::{Feed, Inlet};
 use super::connections::ClientConnections;
 use super::judge::Judge;
 use super::lookup::{self, Lookup, NoAddresses};
 use super::passed::Passed;
-use super::port::{At, ListeningPort};
+use super::port::{self, At, ListeningPort, NoPort};
 use crate::observe::requests::Via;
 
 /// How long the start waits for the addresses of a name, which it asked for some time before.
@@ -46,6 +46,16 @@ impl Prepared {
         let lookup = begin(&settings);
         Self { settings, lookup }
     }
+}
+
+/// Looks whether a listener that is to come can have its port. Names are looked up later.
+///
+/// # Errors
+/// It cannot.
+pub fn probe(settings: &Tcp) -> Result<(), NoPort> {
+    let TcpAddress::Ip(ip) = settings.address else { return Ok(()) };
+    let (address, interface) = (SocketAddr::new(ip, settings.port), settings.interface.clone());
+    port::probe(&At::Tcp { address, interface, only_v6: false })
 }
 
 fn begin(settings: &Tcp) -> Option<Lookup> {
@@ -75,7 +85,7 @@ impl TcpIntake {
         judge: Judge,
         passed: &mut Passed,
         reloads: watch::Receiver<()>,
-        arrivals: &mut Arrivals,
+        inlet: &mut Inlet,
     ) -> Arc<Self> {
         let Prepared { settings, lookup } = prepared;
         let connections = ClientConnections::new(Via::Tcp, settings.hash, judge);
@@ -87,20 +97,20 @@ impl TcpIntake {
                 // Here, so that the port is open when the daemon says that it is ready.
                 let port = intake.port(SocketAddr::new(*ip, intake.settings.port), false);
                 let (opened, connections) = (port.open(), Arc::clone(&intake.connections));
-                arrivals.listen(|feed| port.serve(opened, connections, feed));
+                inlet.listen(|feed| port.serve(opened, connections, feed));
             }
             (TcpAddress::Systemd, _) => {
                 for (port, opened) in passed.tcp(&Listener::Tcp(intake.settings.clone())) {
                     lock(&intake.ports).push(Arc::clone(&port));
                     if let Some(opened) = opened {
                         let connections = Arc::clone(&intake.connections);
-                        arrivals.listen(|feed| port.serve(Some(opened), connections, feed));
+                        inlet.listen(|feed| port.serve(Some(opened), connections, feed));
                     }
                 }
             }
             (TcpAddress::Name { name, .. }, Some(mut lookup)) => {
                 let first = timeout(SOON, lookup::found(&mut lookup, name)).await.ok();
-                let feed = arrivals.feed();
+                let feed = inlet.feed();
                 let mut named =
                     Named { intake: Arc::clone(&intake), feed, tasks: JoinSet::new(), open: BTreeMap::new() };
                 let under_way = match first {
@@ -110,7 +120,7 @@ impl TcpIntake {
                     }
                     None => Some(lookup),
                 };
-                arrivals.listen(|_| named.follow(under_way, reloads));
+                inlet.listen(|_| named.follow(under_way, reloads));
             }
             (TcpAddress::Name { .. }, None) => {}
         }

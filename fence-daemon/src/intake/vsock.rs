@@ -6,12 +6,20 @@ use std::sync::Arc;
 use fence_common::verdict::Counters;
 use fence_config::{Listener, Vsock};
 
-use super::arrivals::Arrivals;
+use super::arrivals::Inlet;
 use super::connections::{ClientConnections, Voucher};
 use super::judge::Judge;
 use super::passed::Passed;
-use super::port::{At, ListeningPort};
+use super::port::{self, At, ListeningPort, NoPort};
 use crate::observe::requests::Via;
+
+/// Looks whether a listener that is to come can have its port.
+///
+/// # Errors
+/// It cannot.
+pub fn probe(settings: &Vsock) -> Result<(), NoPort> {
+    port::probe(&At::Vsock(settings.port))
+}
 
 /// The listener, to be looked at.
 #[derive(Debug)]
@@ -27,13 +35,7 @@ impl VsockIntake {
     /// `voucher` knows the domains, `passed` has the sockets of systemd. Must be called within a
     /// tokio runtime.
     #[must_use]
-    pub fn start(
-        settings: Vsock,
-        judge: Judge,
-        voucher: Voucher,
-        passed: &mut Passed,
-        arrivals: &mut Arrivals,
-    ) -> Arc<Self> {
+    pub fn start(settings: Vsock, judge: Judge, voucher: Voucher, passed: &mut Passed, inlet: &mut Inlet) -> Arc<Self> {
         let connections = ClientConnections::vouched(Via::Vsock, settings.hash, judge, voucher);
         let listener = Listener::Vsock(settings.clone());
         let mut ports = Vec::new();
@@ -42,7 +44,7 @@ impl VsockIntake {
                 ports.push(Arc::clone(&port));
                 if let Some(opened) = opened {
                     let connections = Arc::clone(&connections);
-                    arrivals.listen(|feed| port.serve(Some(opened), connections, feed));
+                    inlet.listen(|feed| port.serve(Some(opened), connections, feed));
                 }
             }
         } else {
@@ -50,7 +52,7 @@ impl VsockIntake {
             ports.push(Arc::clone(&port));
             // Here, so that the port is open when the daemon says that it is ready.
             let (opened, connections) = (port.open(), Arc::clone(&connections));
-            arrivals.listen(|feed| port.serve(opened, connections, feed));
+            inlet.listen(|feed| port.serve(opened, connections, feed));
         }
         Arc::new(Self { settings, connections, ports })
     }

@@ -362,6 +362,26 @@ async fn clients_at_many_addresses_cannot_take_all_places() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_stop_first_waits_for_the_requests_of_its_moment_and_serves_on() {
+    let (pipeline, _, _dir) = pipeline(Groups::Everyone).await;
+    timeout(SOON, pipeline.settle(SOON)).await.expect("nothing is under way");
+    let (slow, caller) = listen().await;
+    pipeline.accept(request(Op::Status, "one", 1, caller));
+    let (mut stream, _) = timeout(SOON, slow.accept()).await.unwrap().unwrap();
+    let settled = pipeline.settle(SOON);
+    tokio::pin!(settled);
+    assert!(timeout(Duration::from_millis(50), &mut settled).await.is_err(), "a request is under way");
+    // Another one is served meanwhile, and a later one is not waited for.
+    assert_eq!(ask(&pipeline, Op::Status, "two", 2).await, [Reply::Success.to_wire()]);
+    let (_later, caller) = listen().await;
+    pipeline.accept(request(Op::Status, "one", 3, caller));
+    authenticate(&mut stream).await;
+    timeout(SOON / 2, settled).await.expect("it was answered");
+    // Its time is bounded.
+    timeout(SOON, pipeline.settle(Duration::from_millis(50))).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_stop_drops_silent_clients_and_takes_no_new_requests() {
     let (pipeline, _, _dir) = pipeline(Groups::Everyone).await;
     let (silent, caller) = listen().await;

@@ -71,6 +71,7 @@ const ROOMS: &[Room] = &[
         imports: &[
             "clock",
             "control",
+            "fault",
             "history",
             "hosts",
             "hosts/corosync",

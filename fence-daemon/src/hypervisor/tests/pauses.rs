@@ -140,6 +140,7 @@ async fn a_daemon_that_ends_leaves_what_pauses_to_the_next() {
     let (h, _file) = node_with(options, Node::default().running("a", 1)).await;
     assert_eq!(reply(&h, Op::Reboot, "a").await, Reply::Success);
     let begun = StdInstant::now();
+    h.start_pending(Duration::from_secs(4)).await;
     h.shutdown(Duration::from_secs(4)).await;
     assert!(begun.elapsed() < Duration::from_secs(3), "waited for what the next daemon does");
     assert_eq!(h.restarts().len(), 1, "started before its pause was over");

@@ -99,6 +99,20 @@ fn look_again() -> Vec<Command> {
 }
 
 #[test]
+fn another_interface_is_wanted_and_the_end_of_the_old_one_is_no_news() {
+    let mut bench = Bench::begun();
+    let other = Interface { name: "virbr1".to_owned(), index: 6 };
+    bench.listening.want(Some(other.name.clone()));
+    let there = [Present { interface: other.clone(), up: true }];
+    let commands =
+        vec![Command::Detach(5), Command::Leave(5), Command::Join(other.clone()), Command::Attach(other.clone())];
+    assert_eq!(bench.step(&there, &Changes::default()), (commands, vec![InterfaceNews::Heard(Again::Came)]));
+    assert_eq!(bench.step(&there, &touched(5)), nothing());
+    assert_eq!(bench.step(&[], &gone(6)).1, [InterfaceNews::Gone]);
+    assert!(bench.listening.status().contains("virbr1"));
+}
+
+#[test]
 fn a_missing_interface_is_logged_once_at_the_start() {
     let mut bench = Bench::new();
     assert_eq!(bench.step(&[], &Changes::default()), (vec![], vec![InterfaceNews::Missing]));

@@ -7,6 +7,7 @@ use tempfile::TempDir;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixListener;
 
+use super::super::arrivals::Arrivals;
 use super::super::keyring::Keyring;
 use super::super::line::AtLine;
 use super::super::replay_cache::ReplayCache;
@@ -47,6 +48,7 @@ struct LinesHost {
     said: Said,
     intake: Arc<LineIntake>,
     arrivals: Arrivals,
+    _inlet: Inlet,
 }
 
 impl LinesHost {
@@ -58,9 +60,10 @@ impl LinesHost {
         let judge = judge.rate_limited(limits, Arc::new(ReplayCache::none(Duration::from_secs(1))));
         let (ports, confirms) = (Arc::default(), Arc::new(Mutex::new(true)));
         let said = Said { ports, confirms, news: watch::Sender::default() };
-        let mut arrivals = Arrivals::default();
-        let intake = LineIntake::start(settings, judge, said.clone(), &mut arrivals);
-        Self { folder, said, intake, arrivals }
+        let arrivals = Arrivals::default();
+        let mut inlet = arrivals.inlets().inlet();
+        let intake = LineIntake::start(settings, judge, said.clone(), &mut inlet);
+        Self { folder, said, intake, arrivals, _inlet: inlet }
     }
 
     /// A domain begins to run. Returns where its QEMU listens.
