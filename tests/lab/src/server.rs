@@ -32,6 +32,18 @@ pub fn commands_beside(daemon: &Path) -> PathBuf {
     daemon.with_file_name("fence-daemon-commands")
 }
 
+/// The build of `fence-daemon` with fault points, as named by `FENCE_DAEMON_FAULTS_BIN`, or as
+/// built in this workspace.
+///
+/// # Errors
+/// It is not there; the error says how to build it.
+pub fn faults() -> Result<PathBuf> {
+    let built = || tools::target_directory().join("debug/fence-daemon-faults");
+    let path = std::env::var_os("FENCE_DAEMON_FAULTS_BIN").map_or_else(built, PathBuf::from);
+    ensure!(path.is_file(), "no {}: run `cargo xtask test libvirt`", path.display());
+    Ok(path)
+}
+
 /// Which server is run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Which {

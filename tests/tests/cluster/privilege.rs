@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use fence_lab::client::Client;
 use fence_lab::cluster::corosync::KEY_PATH;
 use fence_lab::cluster::lab::KEY;
 use fence_lab::container;
@@ -12,7 +13,7 @@ use fence_lab::machine::{Machine, writing_disk};
 use fence_lab::observer::Observer;
 use fence_lab::process::poll_until;
 use fence_lab::qemu;
-use fence_lab::server::Config;
+use fence_lab::server::{Config, faults};
 use fence_lab::timings::Fence;
 use fence_lab::witness::Witness;
 use nix::sys::signal::Signal;
@@ -211,19 +212,33 @@ fn the_unit_gets_what_the_configuration_takes_and_no_more() -> Result<()> {
     Ok(())
 }
 
-/// The process stands still, and with it the loop that feeds systemd's watchdog.
+/// The loop that serves requests stands still, and with it nothing else of the daemon.
 #[test]
 fn systemd_restarts_a_daemon_that_hangs_and_none_that_waits() -> Result<()> {
+    const MORTAL: &str = "/usr/sbin/fence-daemon-faults";
     let host = Host::new(&Config::new(KEY_PATH))?;
     let guest = host.hypervisor().guest(1)?;
-    host.drop_in("hang", "[Service]\nWatchdogSec=4\nTimeoutAbortSec=1\n")?;
+    let faults = std::fs::read(faults()?)?;
+    host.hypervisor().write_mode(&format!("{}{MORTAL}", host.booted.root()), &faults, 0o755)?;
+    let watched = "WatchdogSec=10\nTimeoutAbortSec=1\n";
+    let hanging =
+        format!("[Service]\n{watched}ExecStart=\nExecStart={MORTAL} -F\nEnvironment=FENCE_FAULT=in-the-loop\n");
+    host.drop_in("hang", &hanging)?;
     host.must("systemctl start fence-daemon")?;
     let first = host.wait_serving("0")?;
-    host.must(&format!("kill -STOP {first}"))?;
+    let (key, restarts) = (host.hypervisor().write("fence.key", &KEY)?, host.property("NRestarts")?);
+    let mut asked = Client::new("off", &key).domain("test").start(guest.space())?;
+    // The next daemon does not hang.
+    host.drop_in("hang", &format!("[Service]\n{watched}"))?;
+    // The rest of this one still works.
+    ensure!(host.report()?["daemon"]["pid"].as_u64() == first.parse().ok() && asked.is_running()?, "{}", host.log());
     host.wait_log("Watchdog timeout", 1)?;
     host.wait_serving(&first)?;
-    host.expect(&guest, "off", "test", 0)?;
-    ensure!(host.property("NRestarts")? != "0", "{}", host.log());
+    // The client has asked again, and again.
+    let answer = asked.finish(LIMIT)?;
+    ensure!(answer.code == Some(0), "{answer:?}; {}", host.log());
+    host.expect(&guest, "status", "test", 2)?;
+    ensure!(host.property("NRestarts")? != restarts, "{}", host.log());
     // One that only waits is not restarted.
     host.must("sed -i s/virbr0/virbrO/ /etc/fence_virt.conf && systemctl restart fence-daemon")?;
     let waiting = host.property("MainPID")?;

@@ -16,9 +16,9 @@ use fence_lab::lab::{Guest, Hypervisor};
 use fence_lab::libvirtd::Libvirtd;
 use fence_lab::peer::Peer;
 use fence_lab::process::{Process, poll_until, run};
-use fence_lab::server::{Config, Server, Which};
+use fence_lab::server::{Config, Server, Which, faults};
 use fence_lab::witness::Witness;
-use fence_lab::{container, qemu, tools};
+use fence_lab::{container, qemu};
 
 use super::KEY;
 
@@ -39,14 +39,6 @@ const IN_THE_RESTART: [&str; 2] = ["before-restart", "after-restart"];
 enum Who {
     Stock,
     Insistent,
-}
-
-/// The build of `fence-daemon` with fault points.
-fn faults() -> Result<PathBuf> {
-    let path = std::env::var_os("FENCE_DAEMON_FAULTS_BIN")
-        .map_or_else(|| tools::target_directory().join("debug/fence-daemon-faults"), PathBuf::from);
-    ensure!(path.is_file(), "no {}: run `cargo xtask test libvirt`", path.display());
-    Ok(path)
 }
 
 struct CrashLab {

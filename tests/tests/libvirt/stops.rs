@@ -17,10 +17,14 @@ use nix::sys::signal::Signal;
 
 use super::KEY;
 use super::site::{GUEST, SOON, Site};
+use super::unkillable::writer;
 
 /// The domain of libvirt's driver inside the daemon's process, which answers whatever libvirtd
 /// does.
 const INSIDE: (&str, &str) = ("test:///default", "test");
+
+/// How long nobody may be served, on a loaded machine. It is below 1 s on a quiet one.
+const DEAF: Duration = Duration::from_secs(2);
 
 /// The times of successive answers, until `over` is set.
 fn answers(guest: &fence_lab::lab::Guest, over: &AtomicBool) -> Result<Vec<Instant>> {
@@ -78,6 +82,7 @@ fn a_restart_is_over_soon_while_libvirtd_hangs() -> Result<()> {
         let deaf = answers.windows(2).map(|pair| pair[1] - pair[0]).max().context("no answers")?;
         eprintln!("ended {ends:?} after SIGTERM, no answer for {deaf:?}");
         ensure!(answers.last().is_some_and(|last| *last > stopped + ends), "the next daemon answers nothing");
+        ensure!(deaf < DEAF, "no answer for {deaf:?}: {}", ended.stderr);
         // The stop answers them. Their own time limit would have come much later.
         let by_the_stop = ended.stderr.matches("the daemon stops before this was done").count();
         ensure!(by_the_stop >= 3, "ended {ends:?} after SIGTERM: {}", ended.stderr);
@@ -87,6 +92,44 @@ fn a_restart_is_over_soon_while_libvirtd_hangs() -> Result<()> {
         site.libvirtd.go_on(qemu::URI)?;
         let back = |line: &str| line.contains("started again after its reboot").then_some(());
         next.wait_log(0, SOON, back).with_context(|| format!("not started again: {}", next.log()))
+    })
+}
+
+/// A guest that does not die keeps nobody else from being served. Its client gets a failure.
+#[test]
+fn a_restart_does_not_wait_for_a_guest_that_does_not_die() -> Result<()> {
+    let site = Site::new(&[qemu::URI, INSIDE.0], &[])?;
+    let disk = writer(&site, "stuck", "threads")?;
+    let machine = site.machine("stuck")?;
+    disk.hold()?;
+    let guest = site.hypervisor.guest(GUEST + 1)?;
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| -> Result<()> {
+        let answered = scope.spawn(|| answers(&guest, &over));
+        let (observer, position) = (&site.observer, site.server.log_position());
+        let off = scope.spawn(move || observer.ask(&KEY, Op::Off, "stuck"));
+        let told = |line: &str| line.contains("killed, and not dead yet").then_some(());
+        site.server.wait_log(position, SOON, told).with_context(|| site.server.log())?;
+        let Site { mut server, .. } = site;
+        let stopped = Instant::now();
+        server.process().signal(Signal::SIGTERM)?;
+        let ended = server.finish(Duration::from_secs(40))?;
+        let ends = stopped.elapsed();
+        let next = Server::start(&site.hypervisor, &Which::ours()?, &site.config)?;
+        std::thread::sleep(Duration::from_secs(1));
+        over.store(true, Ordering::Relaxed);
+        let reply = off.join().map_err(|_| anyhow!("panicked"))?.with_context(|| ended.stderr.clone())?;
+        ensure!(reply == 1 && !machine.is_dead()?, "a definite failure, not {reply}: {}", ended.stderr);
+        let answers = answered.join().map_err(|_| anyhow!("panicked"))??;
+        let deaf = answers.windows(2).map(|pair| pair[1] - pair[0]).max().context("no answers")?;
+        eprintln!("ended {ends:?} after SIGTERM, no answer for {deaf:?}");
+        ensure!(answers.last().is_some_and(|last| *last > stopped + ends), "the next daemon answers nothing");
+        ensure!(deaf < DEAF && deaf < ends, "no answer for {deaf:?}: {}", ended.stderr);
+
+        // The kill is pending, and the next daemon proves the death.
+        disk.release();
+        ensure!(machine.dies_within(SOON)?, "the kill has not stayed in force");
+        site.observer.expect("off", "stuck", 0).with_context(|| next.log()).map(drop)
     })
 }
 
@@ -133,7 +176,7 @@ fn a_stop_that_waits_for_an_unrecorded_restart_serves_until_its_end() -> Result<
         eprintln!("ended {ends:?} after SIGTERM, no answer for {deaf:?}");
         ensure!(ended.stderr.contains("started again after its reboot"), "{}", ended.stderr);
         ensure!(answers.last().is_some_and(|last| *last > stopped + ends), "the next daemon answers nothing");
-        ensure!(deaf < ends, "no answer for {deaf:?}: {}", ended.stderr);
+        ensure!(deaf < DEAF && deaf < ends, "no answer for {deaf:?}: {}", ended.stderr);
         Ok(())
     })
 }

@@ -20,7 +20,7 @@ use super::site::{SOON, Site};
 const CLIENT_GIVES_UP: Duration = Duration::from_secs(30);
 
 /// A machine that writes to the test's disk.
-fn writer(site: &Site, name: &str, io: &str) -> Result<Disk> {
+pub(crate) fn writer(site: &Site, name: &str, io: &str) -> Result<Disk> {
     let disk = Disk::serve(&site.hypervisor, name, writing_disk())?;
     Machine::new(name).disk(&disk.path(), io).start(&site.libvirtd)?;
     disk.wait_written()?;

@@ -21,7 +21,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 const OF_B: &[u8] = b"the key of cluster b, of some length";
 
 /// Starts `fence-daemon` with these listeners, and waits until it serves.
-fn serve(bench: &Bench, listener: &str, sections: &str) -> Result<Server> {
+pub(crate) fn serve(bench: &Bench, listener: &str, sections: &str) -> Result<Server> {
     let text = format!(
         "fence_virtd {{\n\t{listener};\n\tbackend = \"libvirt\";\n}}\n\
          listeners {{\n{sections}\n}}\nbackends {{\n\tlibvirt {{\n\t\turi = \"test:///default\";\n\t}}\n}}\n"
@@ -33,13 +33,13 @@ fn serve(bench: &Bench, listener: &str, sections: &str) -> Result<Server> {
 }
 
 /// Waits for a line with all these words.
-fn wait_line(server: &Server, words: &[&str]) -> Result<()> {
+pub(crate) fn wait_line(server: &Server, words: &[&str]) -> Result<()> {
     let found = server.wait_log(0, LIMIT, |line| words.iter().all(|word| line.contains(word)).then_some(()));
     found.with_context(|| format!("no line with {words:?}: {}", server.log()))
 }
 
 /// Asks about the domain, and checks how the request came.
-fn expect_via(bench: &Bench, server: &Server, guest: &Guest, client: &Client, via: &str) -> Result<()> {
+pub(crate) fn expect_via(bench: &Bench, server: &Server, guest: &Guest, client: &Client, via: &str) -> Result<()> {
     // Each section loads a program of its own, and serves by the socket until then.
     if let Some(section) = via.strip_prefix("kernel:") {
         wait_line(server, &[&format!("multicast \"{section}\": the kernel program is attached now")])?;
@@ -52,7 +52,7 @@ fn expect_via(bench: &Bench, server: &Server, guest: &Guest, client: &Client, vi
 }
 
 /// Checks that nobody answers the client.
-fn unanswered(server: &Server, guest: &Guest, client: &Client) -> Result<()> {
+pub(crate) fn unanswered(server: &Server, guest: &Guest, client: &Client) -> Result<()> {
     let client = client.clone().retransmit(5).timeout(3);
     let answer = client.run(guest.space())?;
     ensure!(answer.code != Some(0), "answered: {}\n{}", answer.stdout, server.log());
@@ -60,7 +60,7 @@ fn unanswered(server: &Server, guest: &Guest, client: &Client) -> Result<()> {
 }
 
 /// A second bridge, and the guest behind it.
-fn second_network(bench: &Bench) -> Result<Guest> {
+pub(crate) fn second_network(bench: &Bench) -> Result<Guest> {
     let ip = |arguments: &str| bench.hypervisor.ip(&arguments.split(' ').collect::<Vec<_>>()).map(drop);
     let guest = bench.hypervisor.guest(2)?;
     ip("link del vnet2")?;
