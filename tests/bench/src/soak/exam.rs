@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result};
 use fence_common::wire::Op;
 use fence_lab::process::poll_until;
 
 use super::client::Asker;
+use super::hands::Hands;
 use super::judge::{Judge, Told};
 use super::site::{Domain, Host, World};
+use super::trouble::virsh;
 
 /// How long a domain may take until its fence succeeds: a restart that failed in an outage is tried
 /// again at most a minute apart.
@@ -17,18 +19,24 @@ const LIMIT: Duration = Duration::from_secs(100);
 const AGAIN: Duration = Duration::from_millis(500);
 
 /// Fences and starts every domain. A failure that stays is a violation.
-pub(super) fn take(world: &World, judge: &Judge) -> Result<()> {
-    std::thread::scope(|scope| {
-        let hosts = world.hosts.iter().enumerate();
-        let threads: Vec<_> = hosts.map(|(number, host)| scope.spawn(move || of_host(number, host, judge))).collect();
-        threads.into_iter().try_for_each(|thread| thread.join().map_err(|_| anyhow!("the exam panicked"))?)
-    })
+pub(super) fn take(world: &World, judge: &Judge, hands: &mut Hands<'_>) -> Result<()> {
+    for (number, host) in world.hosts.iter().enumerate() {
+        of_host(number, host, judge, hands)?;
+    }
+    Ok(())
 }
 
-fn of_host(number: usize, host: &Host, judge: &Judge) -> Result<()> {
+fn of_host(number: usize, host: &Host, judge: &Judge, hands: &mut Hands<'_>) -> Result<()> {
     for domain in &host.domains {
         for op in [Op::Off, Op::On] {
-            if let Err(error) = succeeds(host, op, domain) {
+            let mut result = succeeds(host, op, domain);
+            if result.is_err() && is_wedged(host, domain) {
+                // No order to libvirt helps but the administrator's: a new libvirtd.
+                hands.renew_libvirtd(number)?;
+                judge.note(|notes| notes.wedged += 1);
+                result = succeeds(host, op, domain);
+            }
+            if let Err(error) = result {
                 if !judge.is_violation(number, &error) {
                     let what = format_args!("{} of {} does not succeed any more: {error:#}", op.name(), domain.name);
                     judge.violation(format_args!("hypervisor {}: {what}", number + 1));
@@ -44,6 +52,12 @@ fn of_host(number: usize, host: &Host, judge: &Judge) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whether libvirtd itself holds the domain for ever: a job that waits for a machine that is dead.
+fn is_wedged(host: &Host, domain: &Domain) -> bool {
+    let destroyed = virsh(&host.hypervisor, domain.uri, &["destroy", &domain.name]);
+    destroyed.is_err_and(|error| format!("{error:#}").contains("state change lock"))
 }
 
 fn succeeds(host: &Host, op: Op, domain: &Domain) -> Result<()> {

@@ -124,6 +124,14 @@ impl<'w> Hands<'w> {
         libvirtd.go_on(qemu::URI)
     }
 
+    /// Kills a libvirtd, and starts it again.
+    pub(super) fn renew_libvirtd(&mut self, number: usize) -> Result<()> {
+        let libvirtd = &mut self.running[number].libvirtd;
+        libvirtd.kill()?;
+        libvirtd.start_again()?;
+        libvirtd.go_on(qemu::URI)
+    }
+
     fn end_daemon(&mut self, number: usize, kind: FaultKind, judge: &Judge) -> Result<()> {
         let server = &mut self.running[number].server;
         if kind == FaultKind::DaemonKill {

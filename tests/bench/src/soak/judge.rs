@@ -134,6 +134,8 @@ pub(super) struct Notes {
     pub(super) flooded: u64,
     /// Domains that the exam has fenced and started.
     pub(super) examined: usize,
+    /// Libvirtds that held one of them for ever, and were started again.
+    pub(super) wedged: usize,
     pub(super) violations: Vec<String>,
 }
 

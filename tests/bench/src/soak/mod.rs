@@ -142,10 +142,10 @@ pub fn run(plan: &SoakPlan) -> Result<Outcome> {
     let hands = Hands::new(plan, &world, running, rng.fork());
     let judge = Judge::new();
     let begun = Instant::now();
-    let (hands, seen) = together(plan, &world, &judge, hands, &mut rng)?;
+    let (mut hands, seen) = together(plan, &world, &judge, hands, &mut rng)?;
     if judge.is_clean() {
         progress("soak: the faults are over; everything is fenced once more");
-        exam::take(&world, &judge)?;
+        exam::take(&world, &judge, &mut hands)?;
     }
     hands.note_panics(&judge);
     let judged = judge.into_notes();

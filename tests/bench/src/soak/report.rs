@@ -77,8 +77,16 @@ fn judged(outcome: &Outcome) -> String {
          | migrations that arrived | {} |\n\
          | migrations that an `off` ended | {} |\n\
          | bad requests and silent connections in floods | {} |\n\
-         | domains that were fenced and started when all faults were over | {} |\n",
-        notes.kills, notes.stayed, notes.lists, notes.migrations.0, notes.migrations.1, notes.flooded, notes.examined,
+         | domains that were fenced and started when all faults were over | {} |\n\
+         | libvirtds that held one of these for ever, and were started again | {} |\n",
+        notes.kills,
+        notes.stayed,
+        notes.lists,
+        notes.migrations.0,
+        notes.migrations.1,
+        notes.flooded,
+        notes.examined,
+        notes.wedged,
     )
 }
 
