@@ -63,8 +63,10 @@ const IN_TRIXIE: [(Suite, &[&str]); 3] = [
         &[
             "a_qemu_guest_fences_another",
             "a_container_is_fenced",
-            "helpers::",
+            "helpers::helpers_that_stand_still_are_dead_with_their_machine",
             "reboot::a_rebooted_domain_dies_first_and_comes_back",
+            "slow_starts::an_off_cuts_a_restart_short",
+            "snapshots::",
         ],
     ),
 ];
