@@ -223,7 +223,8 @@ fn a_reload_begins_moves_and_ends_listeners() -> Result<()> {
     ensure!(count(&server)? == 1, "{:#}", server.status()?.1);
     served(&server, &bench.guest, &asks)?;
     unanswered(&server, &other, &asks)?;
-    unanswered(&server, &bench.guest, &by_tcp)?;
+    let refused = by_tcp.clone().timeout(3).run(bench.guest.space())?;
+    ensure!(refused.code != Some(0), "{refused:?}: {}", server.log());
 
     // With its program.
     reload(&bench, &mut server, &text("multicast", &first.replace("virbr0", "virbr1")), "and changed: listeners")?;
