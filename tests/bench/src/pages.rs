@@ -50,5 +50,6 @@ mod tests {
         is_on_the_page(crate::clusters::report::PAGE, "clusters.md");
         is_on_the_page(crate::clusters::report::RACES, "clusters.md");
         is_on_the_page(crate::rate_limit::report::PAGE, "rate-limit.md");
+        is_on_the_page(crate::soak::report::PAGE, "soak.md");
     }
 }
