@@ -62,6 +62,8 @@ struct GroupFence {
     has_failed: bool,
     /// Whether this host has answered its client.
     is_answered: bool,
+    /// Whether this host has told the others so.
+    is_told: bool,
     /// Whether its client was answered, by the group's word.
     is_over: bool,
 }
@@ -133,7 +135,12 @@ impl GroupRaces {
             return;
         }
         if let Some(known) = self.fences.get_mut(&request) {
-            known.questions.insert(question);
+            // Others may have acted since its client was answered. Asked again, it comes after
+            // them.
+            if known.questions.insert(question) && known.is_over {
+                self.delivered += 1;
+                (known.number, known.is_over, known.is_told) = (self.delivered, false, false);
+            }
             known.silent.extend(audience);
             known.by = known.by.max(by);
             known.client = known.client.take().or(client);
@@ -156,6 +163,7 @@ impl GroupRaces {
             dead: None,
             has_failed: false,
             is_answered: false,
+            is_told: false,
             is_over: false,
         };
         self.fences.insert(request, fence);
@@ -227,8 +235,9 @@ impl GroupRaces {
             |fence: &GroupFence| clients.iter().any(|client| fence.victim.fits(&client.uuid, &client.name));
         let mut untold = Vec::new();
         for (request, fence) in &mut self.fences {
-            if fence.is_answered && !fence.is_over && is_awaited(fence) {
-                fence.is_over = true;
+            if fence.is_answered && !fence.is_told && !fence.is_over && is_awaited(fence) {
+                // It is over when the others hear it, in the same place of the order.
+                fence.is_told = true;
                 untold.push(*request);
             }
         }
