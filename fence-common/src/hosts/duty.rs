@@ -296,11 +296,10 @@ impl Hosts {
         // Another host may have been the first to say so, and starts it again.
         let has_missed = duty.op == Op::Reboot && duty.heard_from > 1 && self.holds(HostsRule::WholeReboot);
         let has_acted = self.duties.acts.contains_key(&duty.request);
-        let word = match word {
-            Word::RunsHere if has_missed && !has_acted => {
-                Word::CannotTell("it runs here, and this host has joined meanwhile".into())
-            }
-            word => word,
+        let word = if word == Word::RunsHere && has_missed && !has_acted {
+            Word::CannotTell("it runs here, and this host has joined meanwhile".into())
+        } else {
+            word
         };
         let is_owner = word == Word::RunsHere;
         let act_is_new = !self.duties.acts.contains_key(&duty.request) || !self.holds(HostsRule::ActsOnce);

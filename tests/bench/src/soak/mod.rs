@@ -1,15 +1,15 @@
 //! The soak: honest load, floods and faults at random for as long as wanted. An independent
 //! observer judges every success.
 //!
-//! * [`site`]: two hypervisors that migrate to each other, their machines, and the daemons'
+//! * `site`: two hypervisors that migrate to each other, their machines, and the daemons'
 //!   configuration.
-//! * [`load`]: honest clients. [`client`] is one of them; [`traveller`] fences a machine that
+//! * `load`: honest clients. `client` is one of them; `traveller` fences a machine that
 //!   migrates.
-//! * [`faults`]: what is done to daemons and libvirtds. [`hands`] does it. [`trouble`]: floods, and
+//! * `faults`: what is done to daemons and libvirtds. `hands` does it. `trouble`: floods, and
 //!   an administrator who starts and stops machines.
-//! * [`judge`]: what was answered, and what must not have been. [`rules`]: what a run must keep.
-//! * [`watch`]: the daemons' memory, descriptors and threads. [`picture`] and [`report`] show them.
-//! * [`exam`]: whether everything can be fenced once all faults are over.
+//! * `judge`: what was answered, and what must not have been. `rules`: what a run must keep.
+//! * `watch`: the daemons' memory, descriptors and threads. `picture` and `report` show them.
+//! * `exam`: whether everything can be fenced once all faults are over.
 //!
 //! The daemon of the first hypervisor is killed and stopped. That of the second lives for the whole
 //! run, so that what it loses shows. A seed chooses what each thread does, and in which order. How
