@@ -39,6 +39,8 @@ impl Orders {
             self.restarts.permit(target, requested);
         }
         loop {
+            // Until it is done: what it finds is not to be cancelled under its hands.
+            let _waiting = (!reboot).then(|| self.restarts.wait(target));
             if !reboot {
                 // Before its turn comes, and beyond it if it never does: a stuck reboot must not
                 // bring the domain back then.

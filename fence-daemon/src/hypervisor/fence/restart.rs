@@ -107,6 +107,12 @@ impl Restarter {
                 tracing::info!(domain = %plan.domain, "restart superseded by a later request");
                 return;
             }
+            if self.restarts.is_waited_for(&plan.domain) && self.restarts.is_forbidden(&plan.domain, requested) {
+                // That off ends the restart itself, and says so.
+                drop(lock);
+                self.rest(&plan, pause).await;
+                continue;
+            }
             if self.restarts.is_forbidden(&plan.domain, requested) {
                 tracing::warn!(domain = %plan.domain, "killed for a reboot, and not started again: an off was requested meanwhile");
                 return self.restarts.cancel(plan.index, plan.domain.uuid);

@@ -185,10 +185,13 @@ impl Restarts {
     /// Whether a start of the domain is to make way: an order that is newer than `requested` wants
     /// the domain off.
     pub(super) fn is_overtaken(&self, domain: &Identity, requested: Instant) -> bool {
-        let waits = |target| lock(&self.waiting).contains_key(&target);
-        waits(Target::Uuid(domain.uuid))
-            || waits(Target::Name(domain.name.clone()))
-            || self.is_forbidden(domain, requested)
+        self.is_waited_for(domain) || self.is_forbidden(domain, requested)
+    }
+
+    /// Whether an order waits for its turn to power the domain off.
+    pub(super) fn is_waited_for(&self, domain: &Identity) -> bool {
+        let waiting = lock(&self.waiting);
+        [Target::Uuid(domain.uuid), Target::Name(domain.name.clone())].iter().any(|target| waiting.contains_key(target))
     }
 
     /// Whether a request has wanted the domain off since a reboot of it was requested.
