@@ -52,8 +52,9 @@ struct GroupFence {
     /// Until when its end is waited for.
     by: u64,
     questions: BTreeSet<QuestionId>,
-    /// The daemons that were asked and have not answered. They may act yet.
-    silent: BTreeSet<Incarnation>,
+    /// The daemons that were asked and have not answered, with the question. They may act yet: an
+    /// answer to one question is none to another host's.
+    silent: BTreeSet<(QuestionId, Incarnation)>,
     /// The daemons that act, and have not said how that ended.
     acting: BTreeSet<Member>,
     /// Since when the victim is dead, at the latest, or may be. `None`: nobody has killed it.
@@ -136,12 +137,13 @@ impl GroupRaces {
         }
         if let Some(known) = self.fences.get_mut(&request) {
             // Others may have acted since its client was answered. Asked again, it comes after
-            // them.
-            if known.questions.insert(question) && known.is_over {
+            // them, unless it has killed or may do so yet.
+            let has_done_nothing = known.dead.is_none() && known.has_ended(true);
+            if known.questions.insert(question) && known.is_over && has_done_nothing {
                 self.delivered += 1;
                 (known.number, known.is_over, known.is_told) = (self.delivered, false, false);
             }
-            known.silent.extend(audience);
+            known.silent.extend(audience.iter().map(|one| (question, *one)));
             known.by = known.by.max(by);
             known.client = known.client.take().or(client);
             return;
@@ -158,7 +160,7 @@ impl GroupRaces {
             asked,
             by,
             questions,
-            silent: audience.iter().copied().collect(),
+            silent: audience.iter().map(|one| (question, *one)).collect(),
             acting: BTreeSet::new(),
             dead: None,
             has_failed: false,
@@ -184,7 +186,7 @@ impl GroupRaces {
             fence.victim.uuids.extend(domain.0);
             fence.victim.names.extend(domain.1.map(String::from));
         }
-        fence.silent.remove(&from.1);
+        fence.silent.remove(&(question, from.1));
         match word {
             Word::RunsHere => drop(fence.acting.insert(from.0)),
             Word::End(ActEnd::ProvenOff | ActEnd::Unproven(_)) | Word::StillOff => fence.dies(now),
@@ -206,7 +208,9 @@ impl GroupRaces {
     /// A daemon has left. What it acts on may be dead.
     pub(super) fn left(&mut self, now: u64, member: Member, incarnation: Option<Incarnation>) {
         for fence in self.fences.values_mut() {
-            let was_silent = incarnation.is_some_and(|one| fence.silent.remove(&one));
+            let before = fence.silent.len();
+            fence.silent.retain(|(_, one)| Some(*one) != incarnation);
+            let was_silent = fence.silent.len() < before;
             if fence.acting.remove(&member) || was_silent {
                 fence.dies(now);
             }
