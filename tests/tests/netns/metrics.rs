@@ -195,7 +195,9 @@ fn a_real_prometheus_answers_the_dashboards_queries_and_takes_the_rules() -> Res
     }
     ensure!(tried > 15, "only {tried} queries");
     let picture = panels::picture(&drawn)?;
-    ensure!(picture.matches("<polyline").count() >= 10 && picture.contains(">up<"), "{picture}");
+    // A few seconds have no rates.
+    let lines = picture.matches("<polyline").count();
+    ensure!(lines >= if is_for_docs { 15 } else { 5 } && picture.contains(">up<"), "{lines}: {picture}");
     if is_for_docs {
         std::fs::write(tools::workspace().join("docs/reference/metrics.svg"), picture)?;
     }
