@@ -262,9 +262,21 @@ impl GroupRaces {
         earlier.map(|fence| fence.turn(now, ours.asked, is_strict)).max().unwrap_or(Turn::Act)
     }
 
-    /// Forgets what is long over.
+    /// Forgets what is long over, and stands before no order that may still be carried out: a
+    /// client may wait for longer than an earlier one.
     pub(super) fn expire(&mut self, now: u64) {
-        self.fences.retain(|_, fence| fence.by.saturating_add(nanos(REMEMBER)) > now);
+        let is_over = |fence: &GroupFence| fence.by.saturating_add(nanos(REMEMBER)) <= now;
+        if !self.fences.values().any(is_over) {
+            return;
+        }
+        let open = self.fences.values().filter(|fence| fence.by.saturating_add(LATE) > now);
+        let open: Vec<_> = open.filter_map(|fence| Some((fence.number, fence.client.clone()?))).collect();
+        self.fences.retain(|_, fence| {
+            let stands_before = |(number, client): &(u64, Vouched)| {
+                fence.number < *number && fence.victim.fits(&client.uuid, &client.name)
+            };
+            !is_over(fence) || open.iter().any(stands_before)
+        });
     }
 }
 
