@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fence_common::wire::DEFAULT_PORT;
+use fence_daemon::intake::follower::Follower;
 use fence_daemon::intake::kernel::Mode;
 use fence_daemon::intake::links::{Changes, Links};
-use fence_daemon::intake::memberships::{Follower, Memberships};
+use fence_daemon::intake::memberships::Memberships;
 use fence_daemon::intake::socket::{RequestSocket, SocketError};
 use fence_net::interface::Wanted;
 
