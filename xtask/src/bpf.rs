@@ -43,6 +43,9 @@ pub(crate) fn build(root: &Path) -> Result<PathBuf> {
     // BTF has the path of each source file, for bpftool.
     let mut flags = FLAGS.map(str::to_owned).to_vec();
     flags.extend(without_paths(root));
+    // The linker copies the source's lines into BTF, and runs in the workspace. The last flag that
+    // fits counts.
+    flags.push(renamed(root, "."));
     flags.push(renamed(&toolchain.library(), "/usr/src/rust"));
     let mut cargo = toolchain.cargo(root);
     cargo
