@@ -1,7 +1,7 @@
 //! `cargo xtask bench`: builds the daemon optimised and measures it beside fence_virtd, or the cost
 //! of its kernel program.
 
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 use anyhow::Context as _;
 
@@ -67,17 +67,7 @@ pub(crate) struct BenchOptions {
 /// # Errors
 /// If something is missing, or a server said what is not so.
 pub(crate) fn run(workspace: &Workspace, options: &BenchOptions) -> anyhow::Result<ExitCode> {
-    if !options.no_build {
-        setup::ensure(workspace, Profile::Test)?;
-        let object = bpf::build(workspace.root())?;
-        let mut cargo = workspace.cargo(&object);
-        cargo.args(["build", "--release"]).args(EXECUTABLES);
-        cargo.args(["--package", "fence-bench", "--bin", "fence-bench"]);
-        progress::shown("building the daemon and the bench", cargo)?;
-    }
-    let program = workspace.binary("fence-bench", true);
-    let bench = Privilege::of_this_process().command(&program);
-    let mut bench = bench.context("the bench makes namespaces and kills machines in them: run it as root")?;
+    let mut bench = program(workspace, options.no_build)?;
     bench.arg(name_of(&options.subject)).arg("--daemon").arg(workspace.binary("fence-daemon", true));
     if !matches!(options.subject, Subject::Daemon | Subject::Clusters) && !options.only.is_empty() {
         anyhow::bail!("`--only` is for `cargo xtask bench daemon` and `cargo xtask bench clusters`");
@@ -95,7 +85,28 @@ pub(crate) fn run(workspace: &Workspace, options: &BenchOptions) -> anyhow::Resu
             bench.arg("--write").arg(workspace.root().join("docs/measured"));
         }
     }
-    say(format!("running {}", progress::line(&bench)));
-    let status = bench.status().with_context(|| format!("cannot start {}", program.display()))?;
+    finish(bench)
+}
+
+/// The program that measures and soaks, as root. It and the daemon are built first, unless
+/// `is_built`.
+pub(crate) fn program(workspace: &Workspace, is_built: bool) -> anyhow::Result<Command> {
+    if !is_built {
+        setup::ensure(workspace, Profile::Test)?;
+        let object = bpf::build(workspace.root())?;
+        let mut cargo = workspace.cargo(&object);
+        cargo.args(["build", "--release"]).args(EXECUTABLES);
+        cargo.args(["--package", "fence-bench", "--bin", "fence-bench"]);
+        progress::shown("building the daemon and the bench", cargo)?;
+    }
+    let program = Privilege::of_this_process().command(workspace.binary("fence-bench", true));
+    program.context("it makes namespaces and kills machines in them: run it as root")
+}
+
+/// Runs that program to its end.
+pub(crate) fn finish(mut program: Command) -> anyhow::Result<ExitCode> {
+    let typed = progress::line(&program);
+    say(format!("running {typed}"));
+    let status = program.status().with_context(|| format!("cannot start {typed}"))?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -2,13 +2,8 @@
 
 use std::process::ExitCode;
 
-use anyhow::Context as _;
-
-use crate::bpf;
-use crate::privilege::Privilege;
-use crate::progress::{self, say};
-use crate::setup::{self, Profile};
-use crate::workspace::{EXECUTABLES, Workspace};
+use crate::bench;
+use crate::workspace::Workspace;
 
 /// Options of `cargo xtask soak`.
 #[derive(Debug, clap::Args)]
@@ -35,17 +30,7 @@ pub(crate) struct SoakOptions {
 /// # Errors
 /// Something is missing, or the build fails.
 pub(crate) fn run(workspace: &Workspace, options: &SoakOptions) -> anyhow::Result<ExitCode> {
-    if !options.no_build {
-        setup::ensure(workspace, Profile::Test)?;
-        let object = bpf::build(workspace.root())?;
-        let mut cargo = workspace.cargo(&object);
-        cargo.args(["build", "--release"]).args(EXECUTABLES);
-        cargo.args(["--package", "fence-bench", "--bin", "fence-bench"]);
-        progress::shown("building the daemon and the soak", cargo)?;
-    }
-    let program = workspace.binary("fence-bench", true);
-    let soak = Privilege::of_this_process().command(&program);
-    let mut soak = soak.context("the soak makes namespaces and kills machines in them: run it as root")?;
+    let mut soak = bench::program(workspace, options.no_build)?;
     soak.arg("soak").arg("--daemon").arg(workspace.binary("fence-daemon", true));
     soak.args(["--minutes", &options.minutes.to_string()]);
     if let Some(seed) = options.seed {
@@ -57,7 +42,5 @@ pub(crate) fn run(workspace: &Workspace, options: &SoakOptions) -> anyhow::Resul
     if let Some(beside) = &options.beside {
         soak.arg("--beside").arg(beside);
     }
-    say(format!("running {}", progress::line(&soak)));
-    let status = soak.status().with_context(|| format!("cannot start {}", program.display()))?;
-    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    bench::finish(soak)
 }

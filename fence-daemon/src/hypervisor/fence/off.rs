@@ -89,7 +89,8 @@ impl Orders {
         deadline: &Deadline,
     ) -> Result<Outcome, Dying> {
         let purpose = Purpose::Kill { direct: self.options.now().kill == Kill::Direct };
-        let waiting = self.restarts.wait(target);
+        // An off waits since before.
+        let waiting = reboot.then(|| self.restarts.wait(target));
         let (held, all) = self.meant(target, deadline, purpose, foresight).await;
         drop(waiting);
         let all = match all {
